@@ -1,0 +1,146 @@
+"""From the services' facts to what the Dagster UI shows: tables, links, JSON, short texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import dagster as dg
+
+Metadata = dict[str, dg.MetadataValue[Any]]
+
+ROWS_SHOWN: Final = 50
+
+DATASET_COLUMNS: Final = dg.TableSchema(
+    columns=[
+        dg.TableColumn("sbid", "string", description="Scheduling block of the observation"),
+        dg.TableColumn("dataset_id", "string", description="The archive's file name"),
+        dg.TableColumn("quality", "string", description="Quality level that the archive states"),
+        dg.TableColumn("scan_id", "string", description="Scan within the scheduling block"),
+    ]
+)
+"""Columns of the datasets table of a signature."""
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dg.MetadataValue[Any]:
+    """A table of texts with these columns, in the given order."""
+    return dg.MetadataValue.table(
+        records=[
+            dg.TableRecord({name: _text(row.get(name)) for name in columns}) for row in rows[:ROWS_SHOWN]
+        ],
+        schema=dg.TableSchema(columns=[dg.TableColumn(name, "string") for name in columns]),
+    )
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def text(value: object) -> dg.MetadataValue[Any]:
+    """Short text."""
+    return dg.MetadataValue.text(_text(value))
+
+
+def of_signature(facts: Mapping[str, Any]) -> Metadata:
+    """A discovered signature: what it signs, what changed, what it rests on."""
+    diff = facts.get("diff") or {}
+    shown: Metadata = {
+        "source": text(facts["source_identifier"]),
+        "signature": text(facts["signature"]),
+        "previous_signature": text(facts.get("previous_signature") or "none"),
+        "scheduling_blocks": text(", ".join(facts.get("sbids") or [])),
+        "dataset_count": dg.MetadataValue.int(int(facts["dataset_count"])),
+        "datasets": table(facts.get("datasets") or [], ["sbid", "dataset_id", "quality", "scan_id"]),
+        "discovery_flags": dg.MetadataValue.json(dict(facts.get("flags") or {})),
+        "change": dg.MetadataValue.json(dict(diff)),
+        "evidence": table(
+            facts.get("evidence") or [], ["adapter", "rows", "seconds", "answer", "started_at", "url"]
+        ),
+        "discovered_at": text(facts.get("discovered_at")),
+    }
+    return shown
+
+
+def of_registry(facts: Mapping[str, Any]) -> Metadata:
+    """Counts over a survey's sources."""
+    shown: Metadata = {
+        name: dg.MetadataValue.int(value)
+        for name, value in facts.items()
+        if isinstance(value, int) and not isinstance(value, bool)
+    }
+    if facts.get("batch"):
+        shown["batch"] = dg.MetadataValue.json(dict(facts["batch"]))
+    return shown
+
+
+def of_outcome(facts: Mapping[str, Any]) -> Metadata:
+    """How an execution ended, and where to look further."""
+    drops = facts.get("drops") or {}
+    dim = (facts.get("run_record") or {}).get("dim") or {}
+    terminal = dim.get("terminal") or {}
+    shown: Metadata = {
+        "status": text(facts["status"]),
+        "outcome": text(facts.get("outcome")),
+        "execution": text(facts["execution_id"]),
+        "sources": text(", ".join(facts.get("sources") or [])),
+        "signature": text(facts.get("signature")),
+        "session": text(facts.get("session_id")),
+        "datasets": dg.MetadataValue.int(int(facts.get("datasets") or 0)),
+        "drops": dg.MetadataValue.json(dict(drops)),
+        "phases": table(
+            [{"phase": name, "at": at} for name, at in sorted((facts.get("phases") or {}).items(), key=_at)],
+            ["phase", "at"],
+        ),
+        "run_record": dg.MetadataValue.json(dict(facts.get("run_record") or {})),
+    }
+    if facts.get("seconds") is not None:
+        shown["seconds"] = dg.MetadataValue.float(float(facts["seconds"]))
+    if facts.get("error"):
+        shown["error"] = dg.MetadataValue.md(f"**{facts.get('error_code')}**\n\n```\n{facts['error']}\n```")
+    if terminal.get("failed_drops"):
+        shown["failed_drops"] = table(terminal["failed_drops"], ["name", "state", "log", "oid"])
+    link = session_url(facts.get("manager_url"), facts.get("session_id"))
+    if link:
+        shown["daliuge_session"] = dg.MetadataValue.url(link)
+    return shown
+
+
+def _at(item: tuple[str, str]) -> str:
+    return item[1]
+
+
+def session_url(manager_url: str | None, session_id: str | None) -> str | None:
+    """The island manager's own page about a session."""
+    if not manager_url or not session_id:
+        return None
+    return f"{manager_url}/session?sessionId={session_id}"
+
+
+def of_step(facts: Mapping[str, Any]) -> Metadata:
+    """A step's facts: numbers as numbers, documents as JSON, the rest as text."""
+    shown: Metadata = {}
+    for name, value in facts.items():
+        if isinstance(value, bool) or value is None:
+            shown[name] = text(value)
+        elif isinstance(value, int):
+            shown[name] = dg.MetadataValue.int(value)
+        elif isinstance(value, float):
+            shown[name] = dg.MetadataValue.float(value)
+        elif isinstance(value, dict | list):
+            shown[name] = dg.MetadataValue.json(value)
+        else:
+            shown[name] = text(value)
+    return shown
+
+
+def of_error(error: Mapping[str, Any]) -> Metadata:
+    """An error of ours, for the page of a failed step."""
+    shown: Metadata = {
+        "code": text(error.get("code")),
+        "message": text(error.get("message")),
+        "hint": text(error.get("hint")),
+        "retry": text(error.get("retry")),
+    }
+    if error.get("details"):
+        shown["details"] = dg.MetadataValue.json(dict(error["details"]))
+    return shown

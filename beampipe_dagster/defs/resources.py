@@ -1,0 +1,46 @@
+"""Dagster resources over the platform's services."""
+
+from __future__ import annotations
+
+import threading
+
+import dagster as dg
+
+from beampipe_dagster.assembly import Platform, assemble
+from beampipe_dagster.config.settings import Settings
+
+_LOCK = threading.Lock()
+_PLATFORMS: dict[str, Platform] = {}
+
+
+class PlatformResource(dg.ConfigurableResource["PlatformResource"]):
+    """The platform: ledger, archives, and the backends that executions are submitted to.
+
+    Everything comes from environment variables (``BEAMPIPE_*``), so that no secret is ever part of run
+    configuration. A process makes the platform once.
+    """
+
+    def get(self) -> Platform:
+        """The process's platform."""
+        settings = Settings.from_env()
+        with _LOCK:
+            if settings.database_url not in _PLATFORMS:
+                _PLATFORMS[settings.database_url] = assemble(settings)
+            return _PLATFORMS[settings.database_url]
+
+
+class FixedPlatform(PlatformResource):
+    """A platform that was made elsewhere; for tests and for embedding."""
+
+    _platform: Platform | None = None
+
+    @classmethod
+    def of(cls, platform: Platform) -> FixedPlatform:
+        """A resource around ``platform``."""
+        resource = cls()
+        resource._platform = platform  # noqa: SLF001  # its own class
+        return resource
+
+    def get(self) -> Platform:
+        """The platform it was made with."""
+        return self._platform or super().get()

@@ -1,0 +1,143 @@
+"""One look at one source: its queries, its enrichments, and what the answers come to. No ledger here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from beampipe_dagster.clock import Clock
+from beampipe_dagster.config.canonical import JsonValue
+from beampipe_dagster.config.project import ProjectConfig, Query
+from beampipe_dagster.discovery.archive import Evidence
+from beampipe_dagster.discovery.archives import ArchiveProvider
+from beampipe_dagster.discovery.prepare import choose_enrichment_row, prepare_metadata, sbids_of
+from beampipe_dagster.discovery.templates import render, template_context
+from beampipe_dagster.errors import BeampipeError, ConfigError
+from beampipe_dagster.signature.payload import (
+    NO_DATASETS_PAYLOAD,
+    Signature,
+    group_by_sbid,
+    sign,
+    signature_of_payload,
+    validate_records,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the archives said about a source, complete; or the error that kept it from being complete.
+
+    ``metadata`` holds every field by SBID; ``signature`` signs the projection that the survey asked for.
+    """
+
+    source_identifier: str
+    began_at: datetime
+    signature: Signature | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    datasets: int = 0
+    flags: dict[str, JsonValue] = field(default_factory=dict)
+    evidence: list[JsonValue] = field(default_factory=list)
+    error: BeampipeError | None = None
+
+
+class SourceLook:
+    """Looks at sources by the rules of one survey.
+
+    Every query and enrichment must be answered completely. An archive that is away makes the look an error and
+    never an empty result: absence is only what a complete answer says.
+    """
+
+    def __init__(self, *, config: ProjectConfig, archives: ArchiveProvider, clock: Clock) -> None:
+        self._config = config
+        self._archives = archives
+        self._clock = clock
+
+    def look(self, source_identifier: str) -> Look:
+        """Ask the archives about one source; errors are part of the result."""
+        began_at = self._clock.now()
+        evidence: list[Evidence] = []
+        try:
+            return self._complete(source_identifier, began_at, evidence)
+        except BeampipeError as error:
+            seen: list[JsonValue] = [item.as_dict() for item in evidence]
+            return Look(source_identifier, began_at, evidence=seen, error=error)
+
+    def _complete(self, source: str, began_at: datetime, evidence: list[Evidence]) -> Look:
+        queries = self._config.discovery.queries
+        if not queries:
+            raise ConfigError(
+                f"project {self._config.metadata.id!r} has no discovery query",
+                code="no_discovery_query",
+                hint="give discovery.queries, the first one being the primary query",
+            )
+        rows = self._ask(queries[0], source, 0, {}, evidence)
+        if not rows:
+            signature = Signature(signature_of_payload(NO_DATASETS_PAYLOAD), dict(NO_DATASETS_PAYLOAD))
+            return Look(
+                source,
+                began_at,
+                signature,
+                dict(NO_DATASETS_PAYLOAD),
+                evidence=[item.as_dict() for item in evidence],
+            )
+        enrichments: dict[str, JsonValue] = {
+            query.name: list(self._ask(query, source, index, {}, evidence))
+            for index, query in enumerate(queries[1:], start=1)
+        }
+        sbids = sbids_of(self._config, rows)
+        for query in self._config.discovery.enrichments:
+            enrichments[query.name] = self._by_sbid(query, source, sbids, evidence)
+        return self._signed(source, began_at, rows, enrichments, evidence)
+
+    def _by_sbid(
+        self, query: Query, source: str, sbids: list[str], evidence: list[Evidence]
+    ) -> dict[str, JsonValue]:
+        found: dict[str, JsonValue] = {}
+        for sbid in sbids:
+            rows = self._ask(query, source, 0, {"sbid": sbid}, evidence)
+            row = choose_enrichment_row(query.name, sbid, rows)
+            if row is not None:
+                found[sbid] = row
+        return found
+
+    def _ask(
+        self,
+        query: Query,
+        source: str,
+        index: int,
+        extra: dict[str, JsonValue],
+        evidence: list[Evidence],
+    ) -> list[dict[str, JsonValue]]:
+        context = {**template_context(self._config, source, index), **extra}
+        answer = self._archives.get(self._config, query.adapter).query(render(query.template, context))
+        evidence.append(answer.evidence)
+        return answer.rows
+
+    def _signed(
+        self,
+        source: str,
+        began_at: datetime,
+        rows: list[dict[str, JsonValue]],
+        enrichments: dict[str, JsonValue],
+        evidence: list[Evidence],
+    ) -> Look:
+        prepared = prepare_metadata(self._config, source, rows, enrichments)
+        records: list[JsonValue] = list(prepared.records)
+        validate_records(records)
+        options = self._config.signature_options
+        signature = sign(
+            records,
+            prepared.flags,
+            exclude_fields=options.exclude_fields,
+            include_flags=options.include_discovery_flags,
+        )
+        return Look(
+            source,
+            began_at,
+            signature,
+            group_by_sbid(records, prepared.flags),
+            datasets=len(records),
+            flags=dict(prepared.flags),
+            evidence=[item.as_dict() for item in evidence],
+        )

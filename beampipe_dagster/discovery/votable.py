@@ -1,0 +1,314 @@
+"""VOTables read strictly: a document is complete, or it says why not.
+
+pyvo and astropy do the parsing; this module decides what a parsed document means (IVOA DALI 1.1
+section 4.4, VOTable 1.4). An error, an overflow or half a document arrives with HTTP 200 as often
+as not, and must never look like "no rows". A table without rows is believed only when the
+service says ``QUERY_STATUS`` ``OK``.
+
+Cells become text, the same for every serialisation (TABLEDATA, BINARY, BINARY2), since signatures
+are made of it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+from beampipe_dagster.config.canonical import canonical_json
+from beampipe_dagster.discovery.archive import AnswerClass
+from beampipe_dagster.discovery.streams import BrokenStreamError, Column, promised_rows, stream_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from beampipe_dagster.config.canonical import JsonValue
+
+SHOWN = 300
+"""Characters of a service's own message that are kept."""
+
+# A service must not make us fetch further URLs, or files of this machine.
+_REMOTE_STREAM = re.compile(rb"<(?:\w+:)?STREAM\b[^>]*\shref\s*=", re.IGNORECASE)
+_TAG = re.compile(r"<[^>]*>")
+
+
+class UnreadableError(Exception):
+    """A document that is no complete answer; translated by the adapter.
+
+    Parameters
+    ----------
+    answer
+        What kind of answer it is instead.
+    message
+        What is wrong with it, or what the service says.
+    query_status
+        The document's QUERY_STATUS, if it has one.
+    rows
+        Rows that it holds all the same.
+    """
+
+    def __init__(
+        self,
+        answer: AnswerClass,
+        message: str,
+        *,
+        query_status: str | None = None,
+        rows: int = 0,
+    ) -> None:
+        super().__init__(message)
+        self.answer = answer
+        self.message = message
+        self.query_status = query_status
+        self.rows = rows
+
+
+@dataclass(frozen=True, slots=True)
+class ResultTable:
+    """A complete result.
+
+    Parameters
+    ----------
+    rows
+        Column name to cell text, see :func:`cell_text`.
+    query_status
+        ``OK``, or ``None`` when the document does not say.
+    """
+
+    rows: list[dict[str, JsonValue]]
+    query_status: str | None
+
+
+def read_result(body: bytes, *, maxrec: int) -> ResultTable:
+    """Read a TAP service's answer.
+
+    Parameters
+    ----------
+    body
+        The whole body of the answer, decoded of any transfer or content encoding.
+    maxrec
+        The MAXREC that was asked for: as many rows as that are an overflow, said or not.
+
+    Raises
+    ------
+    UnreadableError
+        The document is no complete answer.
+    """
+    votable = _parse(body)
+    status = _accepted_status(votable)
+    table = _result_table(votable, status)
+    held = len(table.array)
+    _check_whole(body, table, status)
+    if held >= maxrec:
+        raise UnreadableError(
+            AnswerClass.OVERFLOW,
+            f"the answer holds {held} rows, as many as MAXREC={maxrec} lets through",
+            query_status=status,
+            rows=held,
+        )
+    if held == 0 and status is None:
+        raise UnreadableError(
+            AnswerClass.MALFORMED,
+            "the table has no rows and the document has no QUERY_STATUS to say that this is all",
+        )
+    return ResultTable(_rows(table), status)
+
+
+def error_message(body: bytes) -> str:
+    """What an error's body says, in one short line: a VOTable's message, or the text of a page."""
+    try:
+        status, message = _query_status(_parse(body))
+    except UnreadableError:
+        status, message = None, ""
+    return message if status else excerpt(body)
+
+
+def excerpt(body: bytes) -> str:
+    """The beginning of a body as one line of text, tags taken out."""
+    return _one_line(_TAG.sub(" ", body[:8_000].decode(errors="replace")))
+
+
+def _parse(body: bytes) -> Any:  # noqa: ANN401  # astropy has no types
+    from astropy.io.votable import parse  # noqa: PLC0415  # takes 0.6 s to import
+
+    if not body.strip():
+        raise UnreadableError(AnswerClass.MALFORMED, "the body is empty")
+    if _REMOTE_STREAM.search(body):
+        raise UnreadableError(
+            AnswerClass.MALFORMED, "the table's data are elsewhere (STREAM href), not in the answer"
+        )
+    try:
+        return parse(BytesIO(body), verify="ignore")
+    except Exception as error:  # astropy raises what it likes on bad documents
+        reason = _one_line(str(error)) or type(error).__name__
+        raise UnreadableError(
+            AnswerClass.MALFORMED,
+            f"the body is no whole VOTable: {reason}{_instead(body)}",
+        ) from error
+
+
+def _instead(body: bytes) -> str:
+    if b"VOTABLE" in body[:2_000].upper():
+        return ""
+    return f"; it begins with {excerpt(body)[:80]!r}"
+
+
+def _query_status(votable: Any) -> tuple[str | None, str]:  # noqa: ANN401  # astropy has no types
+    """The worst QUERY_STATUS anywhere in the document, and its message.
+
+    A service that fails while it sends rows says so after the table, when an ``OK`` is long gone.
+    """
+    found = [
+        (str(info.value or "").strip().upper(), _one_line(str(info.content or "")))
+        for info in _infos(votable)
+        if str(info.name or "").strip().upper() == "QUERY_STATUS"
+    ]
+    for status, message in found:
+        if status not in {"OK", "OVERFLOW"}:
+            return status or "ERROR", message or "the service gives no reason"
+    for status, message in found:
+        if status == "OVERFLOW":
+            return status, message
+    return found[0] if found else (None, "")
+
+
+def _infos(holder: Any) -> Iterator[Any]:  # noqa: ANN401  # astropy has no types
+    yield from getattr(holder, "infos", ())
+    for name in ("resources", "tables", "groups"):
+        for inner in getattr(holder, name, ()):
+            yield from _infos(inner)
+
+
+def _accepted_status(votable: Any) -> str | None:  # noqa: ANN401  # astropy has no types
+    status, message = _query_status(votable)
+    if status in {None, "OK"}:
+        return status
+    held = sum(len(table.array) for table in votable.iter_tables())
+    if status == "OVERFLOW":
+        # pyvo would only warn.
+        answer, message = AnswerClass.OVERFLOW, f"the service has more rows than the {held} it sent"
+    else:
+        answer = AnswerClass.ERROR
+    raise UnreadableError(answer, message, query_status=status, rows=held)
+
+
+def _result_table(votable: Any, status: str | None) -> Any:  # noqa: ANN401  # astropy has no types
+    from pyvo.dal.exceptions import DALAccessError  # noqa: PLC0415  # takes 0.9 s to import
+    from pyvo.dal.tap import TAPResults  # noqa: PLC0415  # the same
+
+    resources = [item for item in votable.resources if item.type == "results"]
+    if len([table for item in resources for table in item.tables]) > 1:
+        raise UnreadableError(
+            AnswerClass.MALFORMED, "the answer has several result tables", query_status=status
+        )
+    if not resources:
+        raise UnreadableError(
+            AnswerClass.MALFORMED, "the VOTable has no RESOURCE of type results", query_status=status
+        )
+    try:
+        return TAPResults(votable).resultstable
+    except DALAccessError as error:
+        raise UnreadableError(AnswerClass.MALFORMED, _one_line(str(error)), query_status=status) from error
+
+
+def _check_whole(body: bytes, table: Any, status: str | None) -> None:  # noqa: ANN401  # no types
+    """Refuse a table from which rows are missing although the document is well-formed."""
+    held = len(table.array)
+    columns = [
+        Column(str(field.datatype), None if field.arraysize is None else str(field.arraysize))
+        for field in table.fields
+    ]
+    promised = promised_rows(body)
+    try:
+        streamed = stream_rows(body, columns)
+    except BrokenStreamError as error:
+        raise UnreadableError(AnswerClass.MALFORMED, str(error), query_status=status, rows=held) from error
+    for expected in (promised, streamed):
+        if expected is not None and expected > held:
+            raise UnreadableError(
+                AnswerClass.MALFORMED,
+                f"the table should have {expected} rows, and {held} could be read",
+                query_status=status,
+                rows=held,
+            )
+
+
+def _rows(table: Any) -> list[dict[str, JsonValue]]:  # noqa: ANN401  # astropy has no types
+    columns: dict[str, list[str]] = {}
+    for field, key in zip(table.fields, table.array.dtype.names, strict=True):
+        name = str(field.name or field.ID)
+        cells = _cells(table.array[key])
+        # `SELECT a.*, b.*` repeats the column of the join; another value would be lost.
+        if columns.setdefault(name, cells) != cells:
+            raise UnreadableError(
+                AnswerClass.MALFORMED,
+                f"two columns are called {name!r} and differ; the query must rename one (AS)",
+            )
+    names = list(columns)
+    return [dict(zip(names, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def _cells(column: Any) -> list[str]:  # noqa: ANN401  # numpy arrays of any type
+    import numpy as np  # noqa: PLC0415  # comes with astropy
+
+    hidden = np.ma.getmaskarray(column)
+    if hidden.ndim > 1:
+        return [cell_text(cell) for cell in column]
+    return [
+        "" if masked else cell_text(value)
+        for value, masked in zip(np.ma.getdata(column), hidden.tolist(), strict=True)
+    ]
+
+
+def cell_text(value: Any) -> str:  # noqa: ANN401  # numpy scalars and arrays of any type
+    """A cell as text, the same whichever way the service wrote it.
+
+    Parameters
+    ----------
+    value
+        A Python or numpy value.
+
+    Returns
+    -------
+    str
+        ``""`` for NULL, a masked value and NaN; strings trimmed; ``true`` and ``false``; integers
+        plainly; floats with the shortest digits that read back the same in their own precision, in
+        canonical JSON's form (``198.39``, ``2.0``, ``1e-7``), infinities as ``+Inf`` and ``-Inf``;
+        arrays as their elements with blanks between, ``NaN`` for an element that is NULL.
+    """
+    if value is None or type(value).__name__ == "MaskedConstant":
+        return ""
+    if isinstance(value, str | bytes):
+        return (value if isinstance(value, str) else value.decode(errors="replace")).strip()
+    if isinstance(value, list | tuple) or getattr(value, "ndim", False):
+        parts = [cell_text(item) for item in value]
+        return " ".join(part or "NaN" for part in parts) if any(parts) else ""
+    return _scalar_text(value)
+
+
+def _scalar_text(value: Any) -> str:  # noqa: ANN401  # numpy scalars of any type
+    if hasattr(value, "dtype"):
+        # A float32 is 0.1 in its own precision and 0.10000000149011612 as a double.
+        short = value.dtype.kind == "f" and value.dtype.itemsize < 8
+        value = float(str(value)) if short else value.item()
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return _float_text(value)
+    if isinstance(value, complex):
+        return f"{_float_text(value.real) or 'NaN'} {_float_text(value.imag) or 'NaN'}"
+    return str(value).strip()
+
+
+def _float_text(value: float) -> str:
+    if math.isnan(value):
+        return ""
+    if math.isinf(value):
+        return "+Inf" if value > 0 else "-Inf"
+    return canonical_json(value)
+
+
+def _one_line(message: str) -> str:
+    line = " ".join(message.split())
+    return line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…"

@@ -1,0 +1,272 @@
+"""The one step that costs an allocation: intent, deploy, receipt.
+
+Before anything leaves this process the ledger knows the session's name, its manager and a deadline; after the
+deploy it knows the receipt. Whatever happens in between is uncertain, and is resolved by looking for the
+session (:mod:`beampipe_dagster.poll`), never by submitting again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from beampipe_dagster.backends.base import Backend, SubmissionReceipt
+from beampipe_dagster.clock import Clock
+from beampipe_dagster.errors import BackendUnavailableError, BeampipeError, ConflictError, Retry
+from beampipe_dagster.execution import run_record
+from beampipe_dagster.execution.holder import Holder
+from beampipe_dagster.execution.steps import ExecutionSteps, StepReport, profile_of
+from beampipe_dagster.ids import Ids
+from beampipe_dagster.ledger import artifacts, executions, fsm, provenance
+from beampipe_dagster.ledger.executions import Execution, Observation
+from beampipe_dagster.ledger.states import (
+    ArtifactKind,
+    ControlPhase,
+    DaliugeState,
+    ExecutionPhase,
+    Status,
+    SubmissionState,
+)
+
+
+def session_id(execution: Execution, attempt: int) -> str:
+    """The name of an attempt's DALiuGE session: ``BeampipeExecution-<id>-<created>-a<attempt>``.
+
+    DALiuGE takes only letters, digits, dots and dashes for granted in a session's name.
+    """
+    created = execution.created_at.strftime("%Y-%m-%dT%H-%M-%S")
+    return f"BeampipeExecution-{execution.id}-{created}-a{attempt}"
+
+
+class Submission:
+    """Submits a translated execution, at most once.
+
+    Parameters
+    ----------
+    steps
+        Gives the lease, the ledger and the backends.
+    deadline_seconds
+        How long a submission may stay without a receipt before an operator is told.
+    """
+
+    def __init__(self, *, steps: ExecutionSteps, deadline_seconds: float) -> None:
+        self._steps = steps
+        self._ledger = steps.ledger
+        self._deadline = timedelta(seconds=deadline_seconds)
+
+    def backend_run(self, execution_id: str, *, holder: str) -> StepReport:
+        """Deploy the execution's physical graph in a session of its own.
+
+        Raises
+        ------
+        ConflictError
+            ``submission_unresolved``: an earlier attempt may exist and is being looked for.
+        SubmissionUncertainError
+            It may have happened; the poll resolves it.
+        BackendUnavailableError
+            Nothing was started; it is tried again later.
+        """
+        with self._steps.working(execution_id, holder) as (execution, held):
+            if execution.submission_state is SubmissionState.SUBMITTED:
+                return StepReport(execution, facts=facts_of(execution), done_before=True)
+            if execution.submission_state in {SubmissionState.IN_FLIGHT, SubmissionState.UNCERTAIN}:
+                raise ConflictError(
+                    f"session {execution.daliuge_session_id} may exist already",
+                    code="submission_unresolved",
+                    hint="the poll looks for it and goes on by itself; it is never submitted twice",
+                    retry=Retry.AFTER_RECONCILE,
+                )
+            backend = self._steps.backends.backend(profile_of(execution))
+            with self._ledger.read() as conn:
+                artifact = artifacts.describe(conn, execution_id, ArtifactKind.PHYSICAL_GRAPH)
+                drops: Any = artifacts.load(conn, artifact.id)
+            intended = self._intend(execution, backend, len(drops))
+            receipt = self._deploy(intended, backend, drops, held)
+            with self._ledger.begin() as conn:
+                execution = record_receipt(
+                    conn,
+                    executions.get(conn, execution_id, lock=True),
+                    receipt,
+                    verify_ssl=backend.verify_ssl,
+                    clock=self._steps.clock,
+                    ids=self._steps.ids,
+                )
+                executions.release_lease(conn, execution_id, holder)
+            return StepReport(execution, artifact, facts_of(execution))
+
+    def _intend(self, execution: Execution, backend: Backend, drops: int) -> Execution:
+        now = self._steps.clock.now()
+        attempt = execution.attempt + 1
+        name = session_id(execution, attempt)
+        with self._ledger.begin() as conn:
+            moved = executions.move(
+                conn,
+                execution,
+                now=now,
+                patch=fsm.StatusPatch(execution_phase=ExecutionPhase.SUBMIT),
+                values={
+                    "submission_state": SubmissionState.IN_FLIGHT,
+                    "submission_deadline_at": now + self._deadline,
+                    "daliuge_session_id": name,
+                    "daliuge_manager_url": backend.url,
+                    "attempt": attempt,
+                    "absent_count": 0,
+                    "control_phase": ControlPhase.SUBMISSION_PENDING,
+                },
+            )
+            seen = Observation(
+                execution.id,
+                "daliuge_session",
+                "intent_persisted",
+                payload={"session_id": name, "manager_url": backend.url, "drops": drops},
+            )
+            executions.observe(conn, [seen], ids=self._steps.ids, now=now)
+            payload = {"session_id": name, "manager_url": backend.url, "attempt": attempt}
+            self._steps.tell(conn, moved, "execution.execute_started", payload)
+        return moved
+
+    def _deploy(
+        self, execution: Execution, backend: Backend, drops: list[Any], held: Holder
+    ) -> SubmissionReceipt:
+        name = execution.daliuge_session_id or ""
+        before_deploy: Callable[[], None] = held.confirm
+        try:
+            return backend.submit(name, drops, before_deploy=before_deploy)
+        except ConflictError:
+            raise  # the lease went to another process, which looks for the session: nothing is ours to write
+        except BeampipeError as error:
+            if error.retry is not Retry.AFTER_RECONCILE:
+                self._nothing_started(execution, error)
+                raise
+            self._uncertain(execution, error)
+            raise
+        except Exception as error:
+            failure = BeampipeError(f"{type(error).__name__}: {error}", retry=Retry.AFTER_RECONCILE)
+            self._uncertain(execution, failure)
+            raise
+
+    def _nothing_started(self, execution: Execution, error: BeampipeError) -> None:
+        """The session was not deployed: the attempt is over, and a later one may have a name of its own."""
+        transient = isinstance(error, BackendUnavailableError) or error.retry is Retry.LATER
+        state = SubmissionState.NOT_STARTED if transient else SubmissionState.FAILED
+        with self._ledger.begin() as conn:
+            current = executions.get(conn, execution.id, lock=True)
+            if current.daliuge_session_id != execution.daliuge_session_id:
+                return
+            executions.move(
+                conn,
+                current,
+                now=self._steps.clock.now(),
+                values={"submission_state": state, "control_phase": ControlPhase.TRANSLATED},
+            )
+
+    def _uncertain(self, execution: Execution, error: BeampipeError) -> None:
+        now = self._steps.clock.now()
+        with self._ledger.begin() as conn:
+            current = executions.get(conn, execution.id, lock=True)
+            if current.submission_state is not SubmissionState.IN_FLIGHT:
+                return
+            moved = executions.move(
+                conn,
+                current,
+                now=now,
+                patch=fsm.StatusPatch(status=Status.AWAITING_SCHEDULER, error=str(error)),
+                values={
+                    "submission_state": SubmissionState.UNCERTAIN,
+                    "last_error_code": error.code,
+                    "next_poll_at": now,
+                    "lease_token": None,
+                    "lease_expires_at": None,
+                },
+            )
+            self._steps.tell(
+                conn,
+                moved,
+                "execution.submission_uncertain",
+                {**error.as_dict(), "session_id": execution.daliuge_session_id},
+            )
+
+
+def record_receipt(
+    conn: Connection,
+    execution: Execution,
+    receipt: SubmissionReceipt,
+    *,
+    verify_ssl: bool,
+    clock: Clock,
+    ids: Ids,
+    adopted: bool = False,
+) -> Execution:
+    """The session is there: write the receipt, in the caller's transaction; a second one changes nothing.
+
+    Parameters
+    ----------
+    adopted
+        The receipt comes from looking, because the submitting process did not live to write it.
+    """
+    if execution.submission_state is SubmissionState.SUBMITTED:
+        return execution
+    now: datetime = clock.now()
+    record = run_record.with_deploy(
+        execution.run_record,
+        session_id=receipt.session_id,
+        manager_url=receipt.manager_url,
+        verify_ssl=verify_ssl,
+        at=receipt.deployed_at,
+    )
+    moved = executions.move(
+        conn,
+        execution,
+        now=now,
+        patch=fsm.StatusPatch(status=Status.RUNNING, clear_error=True),
+        values={
+            "submission_state": SubmissionState.SUBMITTED,
+            "daliuge_state": DaliugeState.RUNNING,
+            "scheduler_name": "daliuge",
+            "control_phase": ControlPhase.SUBMITTED,
+            "workflow_manifest": run_record.put(execution.workflow_manifest, record),
+            "last_error_code": None,
+            "wait_count": 0,
+            "absent_count": 0,
+            "next_launch_at": None,
+            "next_poll_at": now,
+        },
+    )
+    payload: dict[str, Any] = {
+        "session_id": receipt.session_id,
+        "manager_url": receipt.manager_url,
+        "drops": receipt.drops,
+        "adopted": adopted,
+    }
+    provenance.record(
+        conn,
+        [
+            provenance.Event(
+                event_type="execution.submission_recorded",
+                project_module=moved.project_module,
+                source_identifier=name,
+                execution_id=moved.id,
+                correlation_id=moved.claim_token,
+                payload=payload,
+            )
+            for name in moved.source_identifiers
+        ],
+        ids=ids,
+        now=now,
+    )
+    return moved
+
+
+def facts_of(execution: Execution) -> dict[str, Any]:
+    """What is known about a submitted session."""
+    return {
+        "session_id": execution.daliuge_session_id,
+        "manager_url": execution.daliuge_manager_url,
+        "attempt": execution.attempt,
+        "status": execution.status.value,
+        "daliuge_state": execution.daliuge_state.value,
+        "drops": execution.drop_counts,
+    }

@@ -1,0 +1,446 @@
+"""Executions: creation with their locks, moves through the law of :mod:`~beampipe_dagster.ledger.fsm`, leases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import IntegrityError
+
+from beampipe_dagster.clock import rfc3339
+from beampipe_dagster.config.canonical import JsonValue
+from beampipe_dagster.errors import ConflictError, NotFoundError
+from beampipe_dagster.ids import Ids
+from beampipe_dagster.ledger import fsm
+from beampipe_dagster.ledger.rows import to_value
+from beampipe_dagster.ledger.states import (
+    ACTIVE,
+    TERMINAL,
+    ControlPhase,
+    DaliugeState,
+    ExecutionPhase,
+    OutputState,
+    SchedulerState,
+    Status,
+    SubmissionState,
+)
+from beampipe_dagster.ledger.tables import (
+    batch_execution_record,
+    execution_observations,
+    execution_sources,
+)
+
+_WORDS: Final[dict[str, type[StrEnum]]] = {
+    "status": Status,
+    "execution_phase": ExecutionPhase,
+    "control_phase": ControlPhase,
+    "submission_state": SubmissionState,
+    "scheduler_state": SchedulerState,
+    "daliuge_state": DaliugeState,
+    "output_state": OutputState,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """A row of the execution ledger."""
+
+    id: str
+    project_module: str
+    partition_key: str
+    claim_token: str
+    sources: list[dict[str, Any]]
+    archive_name: str
+    discovery_signature: str
+    project_config_id: str
+    deployment_profile_id: str | None
+    deployment_profile_revision: int | None
+    deployment_profile_snapshot: dict[str, Any]
+    workflow_manifest: dict[str, Any] | None
+    manifest_sha256: str | None
+    source_graph_sha256: str | None
+    patched_graph_sha256: str | None
+    physical_graph_sha256: str | None
+    dataset_count: int
+    status: Status
+    execution_phase: ExecutionPhase | None
+    control_phase: ControlPhase
+    submission_state: SubmissionState
+    submission_deadline_at: datetime | None
+    scheduler_name: str | None
+    scheduler_job_id: str | None
+    scheduler_state: SchedulerState
+    daliuge_session_id: str | None
+    daliuge_manager_url: str | None
+    daliuge_state: DaliugeState
+    drop_counts: dict[str, int] | None
+    output_state: OutputState
+    output_verification_required: bool
+    terminal_outcome: str | None
+    failure_class: str | None
+    last_error: str | None
+    last_error_code: str | None
+    phase_timestamps: dict[str, str]
+    launch_count: int
+    next_launch_at: datetime | None
+    wait_count: int
+    lease_token: str | None
+    lease_expires_at: datetime | None
+    attempt: int
+    absent_count: int
+    poll_count: int
+    next_poll_at: datetime | None
+    created_by: str
+    retry_count: int
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing is going on any more."""
+        return self.status in TERMINAL
+
+    @property
+    def run_record(self) -> dict[str, Any]:
+        """``workflow_manifest.beampipe_run_record``, empty before anything was submitted."""
+        found = (self.workflow_manifest or {}).get("beampipe_run_record")
+        return dict(found) if isinstance(found, dict) else {}
+
+    @property
+    def source_identifiers(self) -> list[str]:
+        """The sources in the order of admission."""
+        return [source["source_identifier"] for source in self.sources]
+
+
+@dataclass(frozen=True, slots=True)
+class NewExecution:
+    """What admission decides about an execution before it exists."""
+
+    id: str
+    project_module: str
+    partition_key: str
+    claim_token: str
+    sources: list[dict[str, Any]]
+    signatures: dict[str, str]
+    archive_name: str
+    discovery_signature: str
+    project_config_id: str
+    deployment_profile_id: str
+    deployment_profile_revision: int
+    deployment_profile_snapshot: dict[str, Any]
+    output_verification_required: bool
+    output_verification_policy: dict[str, Any]
+    created_by: str
+
+
+def _execution(row: Any) -> Execution:
+    value = to_value(Execution, row)
+    words = {
+        name: kind(getattr(value, name))
+        for name, kind in _WORDS.items()
+        if getattr(value, name) is not None
+    }
+    return replace(value, **words)  # type: ignore[arg-type]  # each word has its column's type
+
+
+def create(conn: Connection, new: NewExecution, *, now: datetime) -> Execution:
+    """Create an execution and lock its sources, in the caller's transaction.
+
+    Raises
+    ------
+    ConflictError
+        ``source_already_executing``: an active execution holds one of the sources.
+    """
+    stamps = {ControlPhase.ADMITTED.value: rfc3339(now)}
+    conn.execute(
+        sa.insert(batch_execution_record).values(
+            id=new.id,
+            project_module=new.project_module,
+            partition_key=new.partition_key,
+            claim_token=new.claim_token,
+            sources=new.sources,
+            archive_name=new.archive_name,
+            discovery_signature=new.discovery_signature,
+            project_config_id=new.project_config_id,
+            deployment_profile_id=new.deployment_profile_id,
+            deployment_profile_revision=new.deployment_profile_revision,
+            deployment_profile_snapshot=new.deployment_profile_snapshot,
+            status=Status.PENDING.value,
+            control_phase=ControlPhase.ADMITTED.value,
+            submission_state=SubmissionState.NOT_STARTED.value,
+            scheduler_name="workflow_auto",
+            scheduler_state=SchedulerState.NOT_SUBMITTED.value,
+            daliuge_state=DaliugeState.NOT_CREATED.value,
+            output_state=(
+                OutputState.PENDING if new.output_verification_required else OutputState.NOT_STARTED
+            ).value,
+            output_verification_required=new.output_verification_required,
+            output_verification_policy=new.output_verification_policy,
+            phase_timestamps=stamps,
+            next_launch_at=now,
+            created_by=new.created_by,
+            created_at=now,
+            updated_at=now,
+        )
+    )
+    try:
+        with conn.begin_nested():
+            conn.execute(
+                sa.insert(execution_sources),
+                [
+                    {
+                        "execution_id": new.id,
+                        "source_identifier": source["source_identifier"],
+                        "project_module": new.project_module,
+                        "discovery_signature": new.signatures[source["source_identifier"]],
+                        "active": True,
+                    }
+                    for source in new.sources
+                ],
+            )
+    except IntegrityError as error:
+        names = ", ".join(source["source_identifier"] for source in new.sources)
+        raise ConflictError(
+            f"an active execution already holds {names}",
+            code="source_already_executing",
+            hint="wait until it is terminal: beampipe execution list",
+        ) from error
+    return get(conn, new.id)
+
+
+def get(conn: Connection, execution_id: str, *, lock: bool = False) -> Execution:
+    """One execution; ``lock`` holds its row until the transaction ends (PostgreSQL).
+
+    Raises
+    ------
+    NotFoundError
+        ``execution_not_found``.
+    """
+    statement = sa.select(batch_execution_record).where(batch_execution_record.c.id == execution_id)
+    row = conn.execute(statement.with_for_update() if lock else statement).first()
+    if row is None:
+        raise NotFoundError(
+            f"there is no execution {execution_id}",
+            code="execution_not_found",
+            hint="list them: beampipe execution list",
+        )
+    return _execution(row)
+
+
+def select(
+    conn: Connection,
+    *conditions: sa.ColumnElement[bool],
+    limit: int = 500,
+    newest_first: bool = False,
+) -> list[Execution]:
+    """Executions that meet all conditions, in the order of their creation."""
+    order = [batch_execution_record.c.created_at, batch_execution_record.c.id]
+    statement = (
+        sa.select(batch_execution_record)
+        .where(*conditions)
+        .order_by(*(column.desc() if newest_first else column for column in order))
+        .limit(limit)
+    )
+    return [_execution(row) for row in conn.execute(statement)]
+
+
+def by_partition(conn: Connection, project_module: str, partition_key: str) -> Execution | None:
+    """The newest execution of a partition key."""
+    found = select(
+        conn,
+        batch_execution_record.c.project_module == project_module,
+        batch_execution_record.c.partition_key == partition_key,
+        limit=1,
+        newest_first=True,
+    )
+    return found[0] if found else None
+
+
+def active_counts(conn: Connection) -> tuple[int, dict[str, int], dict[str, int]]:
+    """Active executions: in all, by project, by profile id."""
+    columns = batch_execution_record.c
+    rows = conn.execute(
+        sa.select(columns.project_module, columns.deployment_profile_id, sa.func.count())
+        .where(columns.status.in_([status.value for status in ACTIVE]))
+        .group_by(columns.project_module, columns.deployment_profile_id)
+    )
+    total, projects, profiles = 0, dict[str, int](), dict[str, int]()
+    for project, profile, number in rows:
+        total += number
+        projects[project] = projects.get(project, 0) + number
+        profiles[profile] = profiles.get(profile, 0) + number
+    return total, projects, profiles
+
+
+def active_sources(conn: Connection, project_module: str) -> set[str]:
+    """Sources that an active execution holds."""
+    rows = conn.execute(
+        sa.select(execution_sources.c.source_identifier).where(
+            execution_sources.c.project_module == project_module, execution_sources.c.active
+        )
+    )
+    return {row.source_identifier for row in rows}
+
+
+def move(
+    conn: Connection,
+    execution: Execution,
+    *,
+    now: datetime,
+    patch: fsm.StatusPatch | None = None,
+    values: Mapping[str, Any] | None = None,
+) -> Execution:
+    """Change an execution: its status by the law, other columns as given. Terminal moves free the sources.
+
+    The update carries the status that the caller saw; a row that moved meanwhile is not touched.
+
+    Raises
+    ------
+    ConflictError
+        ``invalid_transition``, or ``execution_moved`` when somebody else moved it first.
+    """
+    before = fsm.StatusFields(
+        status=execution.status,
+        execution_phase=execution.execution_phase,
+        retry_count=execution.retry_count,
+        last_error=execution.last_error,
+        started_at=execution.started_at,
+        completed_at=execution.completed_at,
+    )
+    after = fsm.apply(before, patch or fsm.StatusPatch(), now=now)
+    columns: dict[str, Any] = {
+        name: value.value if isinstance(value, StrEnum) else value
+        for name, value in (values or {}).items()
+    }
+    phase = columns.get("control_phase")
+    if after.status in TERMINAL and execution.status not in TERMINAL:
+        columns["control_phase"] = phase = ControlPhase.TERMINAL.value
+        columns.update(
+            lease_token=None, lease_expires_at=None, next_launch_at=None, next_poll_at=None
+        )
+    if phase is not None and phase != execution.control_phase:
+        columns["phase_timestamps"] = {
+            **execution.phase_timestamps,
+            phase: rfc3339(now),
+        }
+    written = conn.execute(
+        sa.update(batch_execution_record)
+        .where(
+            batch_execution_record.c.id == execution.id,
+            batch_execution_record.c.status == execution.status.value,
+        )
+        .values(
+            status=after.status.value,
+            execution_phase=after.execution_phase.value if after.execution_phase else None,
+            retry_count=after.retry_count,
+            last_error=after.last_error,
+            started_at=after.started_at,
+            completed_at=after.completed_at,
+            updated_at=now,
+            **columns,
+        )
+    )
+    if not written.rowcount:
+        raise ConflictError(
+            f"execution {execution.id} is no longer {execution.status}",
+            code="execution_moved",
+            hint="look at it again: beampipe execution show " + execution.id,
+        )
+    if after.status in TERMINAL:
+        conn.execute(
+            sa.update(execution_sources)
+            .where(execution_sources.c.execution_id == execution.id)
+            .values(active=False)
+        )
+    return get(conn, execution.id)
+
+
+def acquire_lease(
+    conn: Connection, execution_id: str, token: str, *, now: datetime, seconds: float
+) -> bool:
+    """Become (or stay) the one process that works on this execution."""
+    columns = batch_execution_record.c
+    taken = conn.execute(
+        sa.update(batch_execution_record)
+        .where(
+            columns.id == execution_id,
+            sa.or_(
+                columns.lease_token.is_(None),
+                columns.lease_token == token,
+                columns.lease_expires_at <= now,
+            ),
+        )
+        .values(lease_token=token, lease_expires_at=now + timedelta(seconds=seconds))
+    )
+    return bool(taken.rowcount)
+
+
+def renew_lease(
+    conn: Connection, execution_id: str, token: str, *, now: datetime, seconds: float
+) -> bool:
+    """Stay the holder; ``False`` when the lease went to somebody else."""
+    columns = batch_execution_record.c
+    kept = conn.execute(
+        sa.update(batch_execution_record)
+        .where(columns.id == execution_id, columns.lease_token == token)
+        .values(lease_expires_at=now + timedelta(seconds=seconds))
+    )
+    return bool(kept.rowcount)
+
+
+def release_lease(conn: Connection, execution_id: str, token: str) -> None:
+    """Let somebody else work on it."""
+    columns = batch_execution_record.c
+    conn.execute(
+        sa.update(batch_execution_record)
+        .where(columns.id == execution_id, columns.lease_token == token)
+        .values(lease_token=None, lease_expires_at=None)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Something seen outside."""
+
+    execution_id: str
+    kind: str
+    normalized_state: str
+    raw_state: str | None = None
+    reason: str | None = None
+    payload: JsonValue = None
+
+
+def observe(
+    conn: Connection, observations: Sequence[Observation], *, ids: Ids, now: datetime
+) -> None:
+    """Keep evidence."""
+    if not observations:
+        return
+    conn.execute(
+        sa.insert(execution_observations),
+        [
+            {
+                "id": ids.new(),
+                "observed_at": now,
+                **{field: getattr(seen, field) for field in Observation.__slots__},
+            }
+            for seen in observations
+        ],
+    )
+
+
+def observations_of(conn: Connection, execution_id: str) -> list[dict[str, Any]]:
+    """All evidence about an execution, oldest first."""
+    rows = conn.execute(
+        sa.select(execution_observations)
+        .where(execution_observations.c.execution_id == execution_id)
+        .order_by(execution_observations.c.observed_at, execution_observations.c.id)
+    )
+    return [dict(row._mapping) for row in rows]  # noqa: SLF001  # SQLAlchemy's public name

@@ -1,0 +1,158 @@
+"""Revisions of surveys, and the logical graphs that they pin."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from beampipe_dagster.config.canonical import JsonValue, sha256_hex
+from beampipe_dagster.errors import NotFoundError
+from beampipe_dagster.ledger.rows import to_value
+from beampipe_dagster.ledger.tables import graph_documents, project_configs
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectRevision:
+    """An immutable revision of a survey's configuration."""
+
+    id: str
+    project_id: str
+    version: int
+    spec: dict[str, JsonValue]
+    spec_sha256: str
+    source_text: str
+    graph_sha256: str | None
+    active: bool
+    created_at: datetime
+
+
+def add_revision(
+    conn: Connection,
+    *,
+    revision_id: str,
+    project_id: str,
+    spec: JsonValue,
+    spec_sha256: str,
+    source_text: str,
+    graph_sha256: str | None,
+    now: datetime,
+) -> ProjectRevision:
+    """Store a revision and make it the active one."""
+    newest = conn.execute(
+        sa.select(sa.func.max(project_configs.c.version)).where(
+            project_configs.c.project_id == project_id
+        )
+    ).scalar()
+    conn.execute(
+        sa.update(project_configs)
+        .where(project_configs.c.project_id == project_id, project_configs.c.active)
+        .values(active=False)
+    )
+    conn.execute(
+        sa.insert(project_configs).values(
+            id=revision_id,
+            project_id=project_id,
+            version=(newest or 0) + 1,
+            spec=spec,
+            spec_sha256=spec_sha256,
+            source_text=source_text,
+            graph_sha256=graph_sha256,
+            active=True,
+            created_at=now,
+        )
+    )
+    return revision(conn, revision_id)
+
+
+def revision(conn: Connection, revision_id: str) -> ProjectRevision:
+    """The revision with this id.
+
+    Raises
+    ------
+    NotFoundError
+        ``revision_not_found``.
+    """
+    row = conn.execute(
+        sa.select(project_configs).where(project_configs.c.id == revision_id)
+    ).first()
+    if row is None:
+        raise NotFoundError(
+            f"the ledger has no project revision {revision_id}", code="revision_not_found"
+        )
+    return to_value(ProjectRevision, row)
+
+
+def active(conn: Connection, project_id: str) -> ProjectRevision:
+    """The active revision of a survey.
+
+    Raises
+    ------
+    NotFoundError
+        ``project_not_found``.
+    """
+    row = conn.execute(
+        sa.select(project_configs).where(
+            project_configs.c.project_id == project_id, project_configs.c.active
+        )
+    ).first()
+    if row is None:
+        known = [item.project_id for item in all_active(conn)]
+        raise NotFoundError(
+            f"there is no project {project_id!r}",
+            code="project_not_found",
+            hint=f"known projects: {', '.join(known) or 'none'}; add one with: beampipe project add FILE",
+        )
+    return to_value(ProjectRevision, row)
+
+
+def all_active(conn: Connection) -> list[ProjectRevision]:
+    """The active revision of every survey, by name."""
+    rows = conn.execute(
+        sa.select(project_configs)
+        .where(project_configs.c.active)
+        .order_by(project_configs.c.project_id)
+    )
+    return [to_value(ProjectRevision, row) for row in rows]
+
+
+def put_graph(conn: Connection, raw: bytes, *, name: str, now: datetime) -> str:
+    """Keep a logical graph's raw bytes; the same bytes are kept once. Gives their SHA-256."""
+    digest = sha256_hex(raw)
+    known = conn.execute(
+        sa.select(graph_documents.c.sha256).where(graph_documents.c.sha256 == digest)
+    ).first()
+    if known is None:
+        conn.execute(
+            sa.insert(graph_documents).values(
+                sha256=digest,
+                name=name,
+                size_bytes=len(raw),
+                content=zlib.compress(raw),
+                created_at=now,
+            )
+        )
+    return digest
+
+
+def graph(conn: Connection, sha256: str) -> bytes:
+    """The raw bytes of a logical graph.
+
+    Raises
+    ------
+    NotFoundError
+        ``graph_not_found``.
+    """
+    content = conn.execute(
+        sa.select(graph_documents.c.content).where(graph_documents.c.sha256 == sha256)
+    ).scalar()
+    if content is None:
+        raise NotFoundError(
+            f"the ledger has no graph {sha256[:12]}",
+            code="graph_not_found",
+            hint="add the project again: beampipe project add FILE",
+        )
+    return zlib.decompress(content)

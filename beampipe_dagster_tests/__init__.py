@@ -1,0 +1,1 @@
+"""Tests; the packages mirror those of `beampipe_dagster`."""
