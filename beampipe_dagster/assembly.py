@@ -47,9 +47,7 @@ class Platform:
     @cached_property
     def projects(self) -> ProjectService:
         """Surveys and profiles."""
-        return ProjectService(
-            ledger=self.ledger, clock=self.clock, ids=self.ids, home=self.settings.home
-        )
+        return ProjectService(ledger=self.ledger, clock=self.clock, ids=self.ids, home=self.settings.home)
 
     @cached_property
     def registry(self) -> SourceRegistry:
@@ -104,9 +102,7 @@ class Platform:
     @cached_property
     def submission(self) -> Submission:
         """The deploy."""
-        return Submission(
-            steps=self.steps, deadline_seconds=float(self.settings.submission_timeout_seconds)
-        )
+        return Submission(steps=self.steps, deadline_seconds=float(self.settings.submission_timeout_seconds))
 
     @cached_property
     def poll(self) -> PollService:

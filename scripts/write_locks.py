@@ -22,8 +22,8 @@ PYTHONS = ("3.11", "3.12", "3.13")
 OLDEST = "3.11.2"  # Debian 12
 SYSTEMS = (("linux", "Linux"), ("darwin", "Darwin"))
 
-# DALiuGE itself requires setuptools and wheel at run time.
-TOOLS = {"pip"}
+# A part of every environment. (wheel is not one: DALiuGE requires it.)
+TOOLS = {"pip", "setuptools"}
 
 # Needed on some systems only, and not by an interface but by a file of the system's own.
 MARKERS = {"uvloop": 'sys_platform != "win32"'}

@@ -124,7 +124,7 @@ def load_project(text: str | bytes, *, name: str = "<text>") -> ProjectConfig:
     raise ConfigError(
         f"{where}: the project file has {errors}: {first.path}: {first.message}",
         code="invalid_project",
-        hint=first.hint or "Correct the file; `beampipe config validate` lists all errors.",
+        hint=first.hint or "Correct the file; `beampipe project validate` lists all errors.",
         details={"diagnostics": [diagnostic.as_dict() for diagnostic in report.errors]},
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 import dagster as dg
@@ -16,6 +17,9 @@ from beampipe_dagster.defs.resources import PlatformResource
 from beampipe_dagster.defs.sensors import execution_tick, poll_executions, scheduler_tick
 from beampipe_dagster.ledger import projects
 from beampipe_dagster.ledger.projects import ProjectRevision
+
+# Backfill policies are "beta" in Dagster; the pinned version is the one that the tests run.
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
 
 def build_definitions(platform: PlatformResource | None = None) -> dg.Definitions:
@@ -43,9 +47,7 @@ def _revisions(services: Platform) -> Iterable[ProjectRevision]:
 
 def _shared(services: Platform) -> dg.Definitions:
     interval = max(1, round(services.settings.poll_interval_seconds))
-    return dg.Definitions(
-        jobs=[discover_batch, *OPERATOR_JOBS], sensors=[poll_executions(interval)]
-    )
+    return dg.Definitions(jobs=[discover_batch, *OPERATOR_JOBS], sensors=[poll_executions(interval)])
 
 
 def _survey(services: Platform, revision: ProjectRevision) -> dg.Definitions:
@@ -71,9 +73,7 @@ def survey_definitions(config: ProjectConfig, interval_seconds: int) -> dg.Defin
     project_id = config.metadata.id
     job = dg.define_asset_job(
         names.execution_job(project_id),
-        selection=dg.AssetSelection.keys(
-            *(names.asset_key(project_id, spec.name) for spec in STEPS)
-        ),
+        selection=dg.AssetSelection.keys(*(names.asset_key(project_id, spec.name) for spec in STEPS)),
         executor_def=dg.in_process_executor,
         description="Takes an admitted execution from its manifest to a running session.",
         tags={names.TAG_PROJECT: project_id, names.TAG_KIND: "execution"},

@@ -81,6 +81,14 @@ def of_outcome(facts: Mapping[str, Any]) -> Metadata:
     shown: Metadata = {
         "status": text(facts["status"]),
         "outcome": text(facts.get("outcome")),
+    }
+    if facts.get("error"):
+        shown["error"] = dg.MetadataValue.md(f"**{facts.get('error_code')}**\n\n{facts['error']}")
+    if terminal.get("failed_drops"):
+        shown["failed_drops"] = table(terminal["failed_drops"], ["name", "state", "log", "oid"])
+    if facts.get("seconds") is not None:
+        shown["seconds"] = dg.MetadataValue.float(float(facts["seconds"]))
+    shown |= {
         "execution": text(facts["execution_id"]),
         "sources": text(", ".join(facts.get("sources") or [])),
         "signature": text(facts.get("signature")),
@@ -93,12 +101,6 @@ def of_outcome(facts: Mapping[str, Any]) -> Metadata:
         ),
         "run_record": dg.MetadataValue.json(dict(facts.get("run_record") or {})),
     }
-    if facts.get("seconds") is not None:
-        shown["seconds"] = dg.MetadataValue.float(float(facts["seconds"]))
-    if facts.get("error"):
-        shown["error"] = dg.MetadataValue.md(f"**{facts.get('error_code')}**\n\n```\n{facts['error']}\n```")
-    if terminal.get("failed_drops"):
-        shown["failed_drops"] = table(terminal["failed_drops"], ["name", "state", "log", "oid"])
     link = session_url(facts.get("manager_url"), facts.get("session_id"))
     if link:
         shown["daliuge_session"] = dg.MetadataValue.url(link)

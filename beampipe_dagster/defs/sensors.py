@@ -47,9 +47,7 @@ def scheduler_tick(config: ProjectConfig, interval_seconds: int) -> dg.SensorDef
             run_requests=[
                 dg.RunRequest(
                     run_key=claim.token,
-                    run_config={
-                        "ops": {"discover_sources_of_claim": {"config": {"claim": claim.token}}}
-                    },
+                    run_config={"ops": {"discover_sources_of_claim": {"config": {"claim": claim.token}}}},
                     tags={
                         names.TAG_PROJECT: project_id,
                         names.TAG_CLAIM: claim.token,

@@ -40,6 +40,20 @@ def bounded(text: str | None, limit: int = TEXT_LIMIT) -> str | None:
     return trimmed if len(raw) <= limit else raw[:limit].decode(errors="ignore") + "..."
 
 
+def headline(log: str) -> str:
+    """What a log says in one line: a traceback's last word, else its first error, else its first line."""
+    lines = [line for line in log.splitlines() if line.strip()]
+    if not lines:
+        return ""
+    starts = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent")]
+    if starts:
+        for line in lines[starts[-1] + 1 :]:
+            if not line.startswith((" ", "\t")):
+                return line.strip()
+    error = next((line for line in lines if line.startswith("ERROR")), lines[0])
+    return error.removeprefix("ERROR:").strip()
+
+
 def with_requested(record: Mapping[str, Any], sources: list[dict[str, Any]]) -> dict[str, Any]:
     """What the execution is about."""
     return {

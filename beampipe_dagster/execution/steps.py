@@ -23,7 +23,13 @@ from beampipe_dagster.config.profile import DeploymentProfile
 from beampipe_dagster.config.project import ProjectConfig
 from beampipe_dagster.errors import BeampipeError, ConfigError, ConflictError, DataError, GraphError, Retry
 from beampipe_dagster.execution import run_record
-from beampipe_dagster.execution.graph import PreparedGraph, parse_graph, prepare_graph, verify_injection
+from beampipe_dagster.execution.graph import (
+    PreparedGraph,
+    find_ingest,
+    parse_graph,
+    prepare_graph,
+    verify_injection,
+)
 from beampipe_dagster.execution.graph_lint import Finding, Severity, lint
 from beampipe_dagster.execution.holder import Holder, holding
 from beampipe_dagster.execution.manifest import build_manifest, embedded_text
@@ -204,7 +210,8 @@ class ExecutionSteps:
                 num_islands=max(1, profile.translation.num_islands),
                 oid_prefix=execution.id,
             )
-            verify_injection(template, embedded_text(manifest))
+            if find_ingest(graph) is not None:
+                verify_injection(template, embedded_text(manifest))
             backend = self.backends.backend(profile)
             drops: Any = map_to_nodes(template, nodes=backend.nodes(), island=backend.island)
             facts: dict[str, JsonValue] = summary(drops).as_dict()

@@ -64,9 +64,7 @@ def replace_metadata(
 ) -> None:
     """Make ``by_sbid`` the source's metadata: vanished SBIDs go, the others are written."""
     columns = archive_metadata.c
-    mine = (columns.project_module == project_module) & (
-        columns.source_identifier == source_identifier
-    )
+    mine = (columns.project_module == project_module) & (columns.source_identifier == source_identifier)
     known = {row.sbid for row in conn.execute(sa.select(columns.sbid).where(mine))}
     gone = known - by_sbid.keys()
     if gone:
@@ -107,9 +105,7 @@ def record_change(conn: Connection, change: SignatureChange) -> None:
     )
 
 
-def latest_change(
-    conn: Connection, project_module: str, partition_key: str
-) -> SignatureChange | None:
+def latest_change(conn: Connection, project_module: str, partition_key: str) -> SignatureChange | None:
     """The newest change that has this partition key."""
     columns = discovery_signatures.c
     row = conn.execute(
@@ -128,9 +124,7 @@ def changes_of(
     columns = discovery_signatures.c
     rows = conn.execute(
         sa.select(discovery_signatures)
-        .where(
-            columns.project_module == project_module, columns.source_identifier == source_identifier
-        )
+        .where(columns.project_module == project_module, columns.source_identifier == source_identifier)
         .order_by(columns.discovered_at.desc(), columns.id.desc())
         .limit(limit)
     )

@@ -116,9 +116,7 @@ def describe(conn: Connection, execution_id: str, kind: ArtifactKind) -> Artifac
     """
     found = find(conn, execution_id, kind)
     if found is None:
-        raise NotFoundError(
-            f"execution {execution_id} has no {kind.value}", code="artifact_not_found"
-        )
+        raise NotFoundError(f"execution {execution_id} has no {kind.value}", code="artifact_not_found")
     return found
 
 

@@ -66,11 +66,7 @@ class Ledger:
 def sqlite_path(url: str) -> Path | None:
     """The file of a SQLite URL, ``None`` for another database or one in memory."""
     parsed = make_url(url)
-    if (
-        parsed.get_backend_name() != "sqlite"
-        or not parsed.database
-        or parsed.database == ":memory:"
-    ):
+    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
         return None
     return Path(parsed.database)
 
@@ -109,9 +105,7 @@ def _make_engine(url: str) -> Engine:
     if parsed.get_backend_name() == "postgresql":
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg2")
-        return sa.create_engine(
-            parsed, pool_pre_ping=True, pool_size=5, connect_args={"connect_timeout": 10}
-        )
+        return sa.create_engine(parsed, pool_pre_ping=True, pool_size=5, connect_args={"connect_timeout": 10})
     raise LedgerError(
         f"the ledger cannot live in {parsed.get_backend_name()}",
         code="invalid_database_url",

@@ -143,9 +143,7 @@ class NewExecution:
 def _execution(row: Any) -> Execution:
     value = to_value(Execution, row)
     words = {
-        name: kind(getattr(value, name))
-        for name, kind in _WORDS.items()
-        if getattr(value, name) is not None
+        name: kind(getattr(value, name)) for name, kind in _WORDS.items() if getattr(value, name) is not None
     }
     return replace(value, **words)  # type: ignore[arg-type]  # each word has its column's type
 
@@ -316,15 +314,12 @@ def move(
     )
     after = fsm.apply(before, patch or fsm.StatusPatch(), now=now)
     columns: dict[str, Any] = {
-        name: value.value if isinstance(value, StrEnum) else value
-        for name, value in (values or {}).items()
+        name: value.value if isinstance(value, StrEnum) else value for name, value in (values or {}).items()
     }
     phase = columns.get("control_phase")
     if after.status in TERMINAL and execution.status not in TERMINAL:
         columns["control_phase"] = phase = ControlPhase.TERMINAL.value
-        columns.update(
-            lease_token=None, lease_expires_at=None, next_launch_at=None, next_poll_at=None
-        )
+        columns.update(lease_token=None, lease_expires_at=None, next_launch_at=None, next_poll_at=None)
     if phase is not None and phase != execution.control_phase:
         columns["phase_timestamps"] = {
             **execution.phase_timestamps,
@@ -362,9 +357,7 @@ def move(
     return get(conn, execution.id)
 
 
-def acquire_lease(
-    conn: Connection, execution_id: str, token: str, *, now: datetime, seconds: float
-) -> bool:
+def acquire_lease(conn: Connection, execution_id: str, token: str, *, now: datetime, seconds: float) -> bool:
     """Become (or stay) the one process that works on this execution."""
     columns = batch_execution_record.c
     taken = conn.execute(
@@ -382,9 +375,7 @@ def acquire_lease(
     return bool(taken.rowcount)
 
 
-def renew_lease(
-    conn: Connection, execution_id: str, token: str, *, now: datetime, seconds: float
-) -> bool:
+def renew_lease(conn: Connection, execution_id: str, token: str, *, now: datetime, seconds: float) -> bool:
     """Stay the holder; ``False`` when the lease went to somebody else."""
     columns = batch_execution_record.c
     kept = conn.execute(
@@ -417,9 +408,7 @@ class Observation:
     payload: JsonValue = None
 
 
-def observe(
-    conn: Connection, observations: Sequence[Observation], *, ids: Ids, now: datetime
-) -> None:
+def observe(conn: Connection, observations: Sequence[Observation], *, ids: Ids, now: datetime) -> None:
     """Keep evidence."""
     if not observations:
         return

@@ -24,9 +24,7 @@ _MOVES: Final[dict[Status, frozenset[Status]]] = {
             Status.CANCELLED,
         }
     ),
-    Status.AWAITING_SCHEDULER: frozenset(
-        {Status.RUNNING, Status.COMPLETED, Status.FAILED, Status.CANCELLED}
-    ),
+    Status.AWAITING_SCHEDULER: frozenset({Status.RUNNING, Status.COMPLETED, Status.FAILED, Status.CANCELLED}),
     Status.NOT_SUBMITTED: frozenset({Status.RUNNING, Status.CANCELLED}),
     Status.FAILED: frozenset({Status.RETRYING, Status.RUNNING, Status.CANCELLED}),
     Status.RETRYING: frozenset({Status.RUNNING, Status.FAILED, Status.CANCELLED}),

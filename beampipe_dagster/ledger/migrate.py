@@ -28,9 +28,7 @@ def head() -> str:
     """The newest revision that the code knows."""
     revision = ScriptDirectory.from_config(_config()).get_current_head()
     if revision is None:
-        raise LedgerError(
-            "this installation has no migrations", code="migrations_missing", retry=Retry.NEVER
-        )
+        raise LedgerError("this installation has no migrations", code="migrations_missing", retry=Retry.NEVER)
     return revision
 
 

@@ -48,9 +48,7 @@ class StoredMessage:
     created_at: datetime
 
 
-def put(
-    conn: Connection, messages: Sequence[Message], *, now: datetime, available_at: datetime
-) -> None:
+def put(conn: Connection, messages: Sequence[Message], *, now: datetime, available_at: datetime) -> None:
     """Store messages with the change that they tell."""
     if not messages:
         return
@@ -105,8 +103,6 @@ def mark_delivered(conn: Connection, ids: Iterable[int], *, now: datetime) -> in
 def undelivered(conn: Connection) -> tuple[int, datetime | None]:
     """How many messages wait, and since when the oldest does."""
     row = conn.execute(
-        sa.select(sa.func.count(), sa.func.min(outbox.c.created_at)).where(
-            outbox.c.delivered_at.is_(None)
-        )
+        sa.select(sa.func.count(), sa.func.min(outbox.c.created_at)).where(outbox.c.delivered_at.is_(None))
     ).one()
     return int(row[0]), row[1]

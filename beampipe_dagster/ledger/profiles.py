@@ -70,15 +70,11 @@ def put(
     }
     if known:
         conn.execute(
-            sa.update(profiles)
-            .where(profiles.c.id == known.id)
-            .values(revision=known.revision + 1, **values)
+            sa.update(profiles).where(profiles.c.id == known.id).values(revision=known.revision + 1, **values)
         )
     else:
         conn.execute(
-            sa.insert(profiles).values(
-                id=profile_id, name=name, revision=1, created_at=now, **values
-            )
+            sa.insert(profiles).values(id=profile_id, name=name, revision=1, created_at=now, **values)
         )
     return by_name(conn, name), True
 
@@ -154,6 +150,5 @@ def resolve(conn: Connection, *, name: str | None, project_module: str) -> Store
 def everything(conn: Connection) -> list[StoredProfile]:
     """All profiles by name."""
     return [
-        to_value(StoredProfile, row)
-        for row in conn.execute(sa.select(profiles).order_by(profiles.c.name))
+        to_value(StoredProfile, row) for row in conn.execute(sa.select(profiles).order_by(profiles.c.name))
     ]

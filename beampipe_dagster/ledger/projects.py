@@ -43,9 +43,7 @@ def add_revision(
 ) -> ProjectRevision:
     """Store a revision and make it the active one."""
     newest = conn.execute(
-        sa.select(sa.func.max(project_configs.c.version)).where(
-            project_configs.c.project_id == project_id
-        )
+        sa.select(sa.func.max(project_configs.c.version)).where(project_configs.c.project_id == project_id)
     ).scalar()
     conn.execute(
         sa.update(project_configs)
@@ -76,13 +74,9 @@ def revision(conn: Connection, revision_id: str) -> ProjectRevision:
     NotFoundError
         ``revision_not_found``.
     """
-    row = conn.execute(
-        sa.select(project_configs).where(project_configs.c.id == revision_id)
-    ).first()
+    row = conn.execute(sa.select(project_configs).where(project_configs.c.id == revision_id)).first()
     if row is None:
-        raise NotFoundError(
-            f"the ledger has no project revision {revision_id}", code="revision_not_found"
-        )
+        raise NotFoundError(f"the ledger has no project revision {revision_id}", code="revision_not_found")
     return to_value(ProjectRevision, row)
 
 
@@ -95,9 +89,7 @@ def active(conn: Connection, project_id: str) -> ProjectRevision:
         ``project_not_found``.
     """
     row = conn.execute(
-        sa.select(project_configs).where(
-            project_configs.c.project_id == project_id, project_configs.c.active
-        )
+        sa.select(project_configs).where(project_configs.c.project_id == project_id, project_configs.c.active)
     ).first()
     if row is None:
         known = [item.project_id for item in all_active(conn)]
@@ -112,9 +104,7 @@ def active(conn: Connection, project_id: str) -> ProjectRevision:
 def all_active(conn: Connection) -> list[ProjectRevision]:
     """The active revision of every survey, by name."""
     rows = conn.execute(
-        sa.select(project_configs)
-        .where(project_configs.c.active)
-        .order_by(project_configs.c.project_id)
+        sa.select(project_configs).where(project_configs.c.active).order_by(project_configs.c.project_id)
     )
     return [to_value(ProjectRevision, row) for row in rows]
 

@@ -91,9 +91,7 @@ def upsert(
     """
     known = {
         source.source_identifier
-        for source in by_identifiers(
-            conn, project_module, [source.source_identifier for source in new]
-        )
+        for source in by_identifiers(conn, project_module, [source.source_identifier for source in new])
     }
     added = [source for source in new if source.source_identifier not in known]
     if added:
@@ -148,9 +146,7 @@ def upsert(
     )
 
 
-def by_identifiers(
-    conn: Connection, project_module: str, identifiers: Sequence[str]
-) -> list[Source]:
+def by_identifiers(conn: Connection, project_module: str, identifiers: Sequence[str]) -> list[Source]:
     """The registered ones of these sources, in no promised order."""
     found: list[Source] = []
     for piece in chunks(identifiers):
@@ -224,16 +220,12 @@ def mark_for_discovery(
     """
     columns = source_registry.c
     total = 0
-    pieces: list[Sequence[str] | None] = (
-        [None] if identifiers is None else list(chunks(identifiers))
-    )
+    pieces: list[Sequence[str] | None] = [None] if identifiers is None else list(chunks(identifiers))
     for piece in pieces:
         statement = (
             sa.update(source_registry)
             .where(columns.project_module == project_module, columns.enabled)
-            .values(
-                discovery_requested_at=now, next_attempt_at=None, failure_count=0, updated_at=now
-            )
+            .values(discovery_requested_at=now, next_attempt_at=None, failure_count=0, updated_at=now)
         )
         if piece is not None:
             statement = statement.where(columns.source_identifier.in_(piece))
@@ -264,9 +256,7 @@ def claim_due(
         .where(
             columns.project_module == project_module,
             columns.enabled,
-            sa.or_(
-                columns.discovery_claim_token.is_(None), columns.discovery_claim_expires_at <= now
-            ),
+            sa.or_(columns.discovery_claim_token.is_(None), columns.discovery_claim_expires_at <= now),
             sa.or_(columns.next_attempt_at.is_(None), columns.next_attempt_at <= now),
             sa.or_(
                 columns.last_checked_at.is_(None),
@@ -335,9 +325,7 @@ def claim(conn: Connection, token: str) -> DiscoveryClaim:
 
 def open_claims(conn: Connection, project_module: str | None = None) -> list[DiscoveryClaim]:
     """Claims that are not done, oldest first."""
-    statement = sa.select(discovery_claims).where(
-        discovery_claims.c.state.in_(("claimed", "running"))
-    )
+    statement = sa.select(discovery_claims).where(discovery_claims.c.state.in_(("claimed", "running")))
     if project_module is not None:
         statement = statement.where(discovery_claims.c.project_module == project_module)
     rows = conn.execute(statement.order_by(discovery_claims.c.created_at))
@@ -389,9 +377,7 @@ def extend_claim(conn: Connection, token: str, *, expires_at: datetime) -> bool:
     return bool(kept.rowcount)
 
 
-def finish_claim(
-    conn: Connection, token: str, *, stats: dict[str, JsonValue], now: datetime
-) -> None:
+def finish_claim(conn: Connection, token: str, *, stats: dict[str, JsonValue], now: datetime) -> None:
     """End the batch and let go of whatever sources it still holds."""
     conn.execute(
         sa.update(discovery_claims)
@@ -430,16 +416,12 @@ def _release(conn: Connection, tokens: Sequence[str]) -> None:
     )
 
 
-def settle(
-    conn: Connection, source_id: str, token: str, values: dict[str, object], *, now: datetime
-) -> bool:
+def settle(conn: Connection, source_id: str, token: str, values: dict[str, object], *, now: datetime) -> bool:
     """Write the outcome of a look and let go of the source, if the claim still owns it."""
     written = conn.execute(
         sa.update(source_registry)
         .where(source_registry.c.id == source_id, source_registry.c.discovery_claim_token == token)
-        .values(
-            discovery_claim_token=None, discovery_claim_expires_at=None, updated_at=now, **values
-        )
+        .values(discovery_claim_token=None, discovery_claim_expires_at=None, updated_at=now, **values)
     )
     return bool(written.rowcount)
 
@@ -449,9 +431,7 @@ def pending(conn: Connection, project_module: str, *, limit: int) -> list[Source
     columns = source_registry.c
     rows = conn.execute(
         sa.select(source_registry)
-        .where(
-            columns.project_module == project_module, columns.enabled, columns.workflow_run_pending
-        )
+        .where(columns.project_module == project_module, columns.enabled, columns.workflow_run_pending)
         .order_by(columns.workflow_run_pending_at.asc().nulls_last(), columns.created_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -459,13 +439,9 @@ def pending(conn: Connection, project_module: str, *, limit: int) -> list[Source
     return [to_value(Source, row) for row in rows]
 
 
-def update(
-    conn: Connection, source_ids: Sequence[str], values: dict[str, object], *, now: datetime
-) -> None:
+def update(conn: Connection, source_ids: Sequence[str], values: dict[str, object], *, now: datetime) -> None:
     """Set the same values on several sources."""
     for piece in chunks(source_ids):
         conn.execute(
-            sa.update(source_registry)
-            .where(source_registry.c.id.in_(piece))
-            .values(updated_at=now, **values)
+            sa.update(source_registry).where(source_registry.c.id.in_(piece)).values(updated_at=now, **values)
         )

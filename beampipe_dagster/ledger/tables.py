@@ -185,9 +185,7 @@ batch_execution_record = sa.Table(
     sa.Column("sources", Json, nullable=False),
     sa.Column("archive_name", sa.String(50), nullable=False),
     sa.Column("discovery_signature", sa.String(64), nullable=False),
-    sa.Column(
-        "project_config_id", sa.String(36), sa.ForeignKey("project_configs.id"), nullable=False
-    ),
+    sa.Column("project_config_id", sa.String(36), sa.ForeignKey("project_configs.id"), nullable=False),
     sa.Column("deployment_profile_id", sa.String(36)),
     sa.Column("deployment_profile_revision", sa.Integer),
     sa.Column("deployment_profile_snapshot", Json, nullable=False),
@@ -295,9 +293,7 @@ execution_artifacts = sa.Table(
     "execution_artifacts",
     metadata,
     sa.Column("id", sa.String(36), primary_key=True),
-    sa.Column(
-        "execution_id", sa.String(36), sa.ForeignKey("batch_execution_record.id"), nullable=False
-    ),
+    sa.Column("execution_id", sa.String(36), sa.ForeignKey("batch_execution_record.id"), nullable=False),
     sa.Column("kind", sa.String(20), nullable=False),
     sa.Column("storage_kind", sa.String(10), nullable=False),
     sa.Column("media_type", sa.String(100), nullable=False),
@@ -317,9 +313,7 @@ execution_observations = sa.Table(
     "execution_observations",
     metadata,
     sa.Column("id", sa.String(36), primary_key=True),
-    sa.Column(
-        "execution_id", sa.String(36), sa.ForeignKey("batch_execution_record.id"), nullable=False
-    ),
+    sa.Column("execution_id", sa.String(36), sa.ForeignKey("batch_execution_record.id"), nullable=False),
     sa.Column("kind", sa.String(20), nullable=False),
     sa.Column("normalized_state", sa.String(30), nullable=False),
     sa.Column("raw_state", sa.Text),

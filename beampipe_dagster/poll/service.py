@@ -373,5 +373,5 @@ def _error_text(seen: SessionObservation) -> str:
     """What failed, in one line: the first failed drop's own words, else the session's."""
     first = next((drop for drop in seen.failed_drops if drop.log), None)
     if first is not None:
-        return f"drop {first.name} failed: {run_record.bounded(first.log, 300)}"
+        return f"drop {first.name} failed: {run_record.bounded(run_record.headline(first.log), 300)}"
     return seen.reason or "the session failed"

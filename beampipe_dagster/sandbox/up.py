@@ -34,6 +34,13 @@ from beampipe_dagster.sandbox.supervisor import (
 
 _DAEMON_READY: Final = b"configured with the following daemons"
 _PROBE_SECONDS: Final = 2.0
+_SANDBOX_PACE: Final = {
+    "BEAMPIPE_SCHEDULER_INTERVAL_SECONDS": "5",
+    "BEAMPIPE_DIM_POLL_INTERVAL_SECONDS": "2",
+    "BEAMPIPE_SHAPING_EXECUTION_MAX_IN_FLIGHT_RUNS": "4",
+    "BEAMPIPE_LEASE_SECONDS": "20",
+}
+# Archives and clusters want patience; on one machine people want to see something happen.
 _NO_PROXY: Final = "127.0.0.1,localhost,::1"
 
 
@@ -137,6 +144,7 @@ def environment(options: UpOptions) -> dict[str, str]:
         before = os.environ.get("PYTHONPATH", "")
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(source), before]))
     if options.sandbox:
+        env |= {name: value for name, value in _SANDBOX_PACE.items() if not os.environ.get(name)}
         env["BEAMPIPE_CASDA_TAP_URL"] = f"{options.archive_url}/casda/tap"
         env["BEAMPIPE_VIZIER_TAP_URL"] = f"{options.archive_url}/vizier/tap"
         env["BEAMPIPE_TM_URL"] = options.ports.daliuge.translator_url

@@ -156,7 +156,7 @@ def _uploads(parameters: Parameters) -> Iterable[Upload]:
 
 
 def _read_upload(name: str, body: bytes) -> Upload:
-    # Imported late: reading VOTables costs half a second at import, and few sessions upload.
+    # Imported late: reading VOTables costs half a second at import, and few queries upload.
     from astropy.io.votable import parse  # noqa: PLC0415
 
     try:

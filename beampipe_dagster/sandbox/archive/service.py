@@ -112,7 +112,13 @@ class DownResponse(Response):
     """No answer: the connection is closed."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # ASGI
-        """Close the connection."""
+        """Close the connection, once the request has arrived as a whole: else it would be a reset."""
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            if not message.get("more_body"):
+                break
         await _disconnect(scope, receive)
 
 

@@ -21,12 +21,6 @@ DROP = {"oid": "a", "name": "first", "categoryType": "Application", "node": NODE
 
 
 @pytest.fixture
-def fake() -> Iterator[FakeDaliuge]:
-    with FakeDaliuge() as running:
-        yield running
-
-
-@pytest.fixture
 def manager(fake: FakeDaliuge) -> Iterator[IslandManager]:
     client = IslandManager(url=fake.manager_url, read_seconds=0.5, write_seconds=0.5)
     yield client

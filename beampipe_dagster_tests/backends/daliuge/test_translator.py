@@ -19,12 +19,6 @@ from beampipe_dagster_tests.support.fake_daliuge import FakeDaliuge, Fault
 
 
 @pytest.fixture
-def fake() -> Iterator[FakeDaliuge]:
-    with FakeDaliuge() as running:
-        yield running
-
-
-@pytest.fixture
 def translator(fake: FakeDaliuge) -> Iterator[Translator]:
     client = Translator(url=f"{fake.translator_url}/", timeout_seconds=0.5)
     yield client

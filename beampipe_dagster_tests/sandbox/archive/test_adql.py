@@ -32,10 +32,7 @@ def vizier(store: ArchiveStore) -> Iterator[QueryEngine]:
 
 
 def checksums(store: ArchiveStore) -> dict[str, str]:
-    return {
-        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in store.data_dir.iterdir()
-    }
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in store.data_dir.iterdir()}
 
 
 def test_top_limits_the_rows_without_an_overflow(casda: QueryEngine) -> None:
@@ -119,7 +116,7 @@ def test_a_cone_finds_what_is_in_it(casda: QueryEngine) -> None:
 
 
 def test_an_archive_sees_only_its_own_tables(casda: QueryEngine, vizier: QueryEngine) -> None:
-    assert values(vizier, 'SELECT RVmom FROM "VIII/73/hicat" WHERE HIPASS = \'J1318-21\'') == [667.6]
+    assert values(vizier, "SELECT RVmom FROM \"VIII/73/hicat\" WHERE HIPASS = 'J1318-21'") == [667.6]
     with pytest.raises(InputError, match="no table 'VIII/73/hicat'"):
         run(casda, 'SELECT * FROM "VIII/73/hicat"')
     with pytest.raises(InputError, match=r"no table 'ivoa\.obscore'"):
@@ -138,9 +135,7 @@ def test_an_archive_sees_only_its_own_tables(casda: QueryEngine, vizier: QueryEn
         ("DELETE FROM ivoa.obscore", 1, 1, "DELETE"),
     ],
 )
-def test_an_error_names_its_place(
-    casda: QueryEngine, adql: str, line: int, column: int, words: str
-) -> None:
+def test_an_error_names_its_place(casda: QueryEngine, adql: str, line: int, column: int, words: str) -> None:
     with pytest.raises(InputError) as caught:
         run(casda, adql)
     assert caught.value.code == "invalid_adql"
@@ -213,10 +208,8 @@ def test_nothing_but_a_select_over_published_tables_is_run(
         "CREATE TEMP TABLE x (y)",
     ],
 )
-def test_sqlite_itself_refuses_what_the_parser_would_have_let_through(
-    casda: QueryEngine, sql: str
-) -> None:
-    with casda._connection(()) as db, pytest.raises(Exception, match="not authorized|prohibited"):
+def test_sqlite_itself_refuses_what_the_parser_would_have_let_through(casda: QueryEngine, sql: str) -> None:
+    with casda._connection(()) as db, pytest.raises(Exception, match=r"not authorized|prohibited"):
         db.execute(sql).fetchall()
 
 
@@ -228,8 +221,8 @@ def test_any_text_in_a_doubled_literal_comes_back_unchanged(text: str) -> None:
     if "\x00" in text:
         return
     quoted = text.replace("'", "''")
-    sql = translate(f"SELECT filename FROM ivoa.obscore WHERE filename = '{quoted}'", [OBSCORE]).sql
-    assert sql == f"SELECT filename FROM ivoa.obscore WHERE filename = '{quoted}'"
+    adql = f"SELECT filename FROM ivoa.obscore WHERE filename = '{quoted}'"  # noqa: S608  # the point
+    assert translate(adql, [OBSCORE]).sql == adql
 
 
 @given(text=st.text(alphabet="SELECT FROMivoa.obscore*'\"();,-/\\%{}[]`$@:#\n1aé", max_size=60))
@@ -238,11 +231,10 @@ def test_any_text_is_answered_or_refused(text: str) -> None:
     from beampipe_dagster.sandbox.archive.dialect import translate  # noqa: PLC0415
 
     try:
-        sql = translate(text, [OBSCORE]).sql
+        answer = translate(text, [OBSCORE]).sql
     except InputError as error:
-        assert error.code == "invalid_adql"
-    else:
-        assert sql.lstrip("( ").upper().startswith(("SELECT", "WITH"))
+        answer = error.code
+    assert answer == "invalid_adql" or answer.lstrip("( ").startswith(("SELECT", "WITH"))
 
 
 def test_a_query_that_takes_too_long_is_stopped(casda: QueryEngine) -> None:
@@ -295,4 +287,4 @@ def test_many_threads_share_an_engine(casda: QueryEngine) -> None:
 
 def test_an_or_of_500_prefixes_is_answered(casda: QueryEngine) -> None:
     terms = " OR ".join(f"filename LIKE 'HIPASSJ{n:04d}-21%'" for n in range(1_000, 1_500))
-    assert len(run(casda, f"SELECT * FROM ivoa.obscore WHERE {terms}").rows) == 2
+    assert len(run(casda, "SELECT * FROM ivoa.obscore WHERE " + terms).rows) == 2  # noqa: S608  # values of the test

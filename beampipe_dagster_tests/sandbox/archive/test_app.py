@@ -63,9 +63,7 @@ def test_too_many_beams_are_a_conflict(server: ArchiveServer) -> None:
     ],
     ids=["broken", "deep", "large", "not json", "not utf-8"],
 )
-def test_a_body_that_is_not_json_is_refused(
-    shared: ArchiveServer, content: bytes, kind: str
-) -> None:
+def test_a_body_that_is_not_json_is_refused(shared: ArchiveServer, content: bytes, kind: str) -> None:
     url = f"{shared.base_url}/sandbox/deposits"
     answer = httpx.post(url, content=content, headers={"content-type": kind})
     assert answer.status_code == 400

@@ -48,9 +48,7 @@ def test_a_signal_stops_the_process_within_a_second(tmp_path: Path, number: sign
             f"{base}/casda/tap/async", data={"LANG": "ADQL", "QUERY": SLOW, "PHASE": "RUN"}
         ).headers["location"]
         httpx.put(f"{base}/sandbox/faults/vizier", json={"latency": 30})
-        waiting = [
-            socket.create_connection(("127.0.0.1", int(base.rpartition(":")[2]))) for _ in range(2)
-        ]
+        waiting = [socket.create_connection(("127.0.0.1", int(base.rpartition(":")[2]))) for _ in range(2)]
         paths = (f"{job[len(base) :]}?WAIT=60", "/vizier/tap/sync?LANG=ADQL&QUERY=x")
         for connection, path in zip(waiting, paths, strict=True):
             connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())

@@ -46,9 +46,7 @@ def test_an_empty_archive_has_its_tables_and_can_be_seeded_later(tmp_path: Path)
 
 
 def test_two_processes_that_create_at_once_seed_once(tmp_path: Path) -> None:
-    threads = [
-        threading.Thread(target=lambda: ArchiveStore(data_dir=tmp_path)) for _ in range(4)
-    ]
+    threads = [threading.Thread(target=lambda: ArchiveStore(data_dir=tmp_path)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -89,11 +87,11 @@ def test_a_deposit_adds_its_files_and_one_calibration_file(tmp_path: Path) -> No
     assert [f.filename for f in deposit.files] == [
         f"{SOURCE}_SB{sbid}_F00_B{beam:02d}.ms.tar" for beam in range(3)
     ]
-    found = rows(store, f"SELECT obs_publisher_did FROM ivoa.obscore WHERE obs_id='ASKAP-{sbid}'")  # noqa: S608
+    found = rows(store, f"SELECT obs_publisher_did FROM ivoa.obscore WHERE obs_id='ASKAP-{sbid}'")  # noqa: S608  # a value of the test
     assert {did for (did,) in found} == {f.obs_publisher_did for f in deposit.files}
     files = rows(
         store,
-        f"SELECT filename, format FROM casda.observation_evaluation_file WHERE sbid = {sbid}",  # noqa: S608
+        f"SELECT filename, format FROM casda.observation_evaluation_file WHERE sbid = {sbid}",  # noqa: S608  # a value of the test
     )
     assert files == [(deposit.evaluation_files[0], "calibration")]
     prefix = f"calibration-metadata-processing-logs-SB{sbid}_"
@@ -136,9 +134,7 @@ def test_a_source_whose_name_is_a_prefix_has_its_own_beam_numbers(tmp_path: Path
 def test_identifiers_of_datasets_are_never_used_twice(tmp_path: Path) -> None:
     store = ArchiveStore(data_dir=tmp_path)
     store.deposit(SOURCE, count=5)
-    (counts,) = rows(
-        store, "SELECT COUNT(*), COUNT(DISTINCT obs_publisher_did) FROM ivoa.obscore"
-    )
+    (counts,) = rows(store, "SELECT COUNT(*), COUNT(DISTINCT obs_publisher_did) FROM ivoa.obscore")
     assert counts[0] == counts[1] == 229
 
 
@@ -164,9 +160,7 @@ def test_identifiers_of_datasets_are_never_used_twice(tmp_path: Path) -> None:
         ("collection", "WALL\nABY"),
     ],
 )
-def test_a_value_out_of_bounds_is_refused_by_its_name(
-    store: ArchiveStore, field: str, value: object
-) -> None:
+def test_a_value_out_of_bounds_is_refused_by_its_name(store: ArchiveStore, field: str, value: object) -> None:
     before = store.row_counts()
     given: dict[str, Any] = {"source_identifier": SOURCE, field: value}
     with pytest.raises(InputError) as caught:
@@ -196,10 +190,7 @@ def test_a_block_holds_36_beams_and_a_refused_deposit_leaves_nothing(tmp_path: P
 def test_deposits_from_threads_get_blocks_of_their_own(tmp_path: Path) -> None:
     store = ArchiveStore(data_dir=tmp_path)
     sbids: list[int] = []
-    threads = [
-        threading.Thread(target=lambda: sbids.extend(store.deposit(SOURCE).sbids))
-        for _ in range(8)
-    ]
+    threads = [threading.Thread(target=lambda: sbids.extend(store.deposit(SOURCE).sbids)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

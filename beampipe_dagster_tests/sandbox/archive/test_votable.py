@@ -24,7 +24,9 @@ COLUMNS = (
 )
 
 # XML cannot hold control characters, and an empty text is NULL in a VOTable.
-plain_text = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufffe\uffff"), min_size=1)
+plain_text = st.text(
+    st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufffe\uffff"), min_size=1
+)
 rows = st.lists(
     st.tuples(
         st.none() | st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1),
@@ -101,7 +103,7 @@ def test_characters_that_xml_cannot_hold_do_not_break_the_document() -> None:
 
 
 def test_infinities_and_expressions_are_numbers() -> None:
-    answer = Answer((Column("MAX(x) \"<\"", "double"),), [(math.inf,), (-math.inf,), (1e300,)])
+    answer = Answer((Column('MAX(x) "<"', "double"),), [(math.inf,), (-math.inf,), (1e300,)])
     assert cells(write(answer, "tabledata")) == [(math.inf,), (-math.inf,), (1e300,)]
 
 

@@ -57,8 +57,7 @@ def upgrade() -> None:
         sa.Column("finished_at", UtcDateTime(), nullable=True),
         sa.Column("stats", Json, nullable=True),
         sa.CheckConstraint(
-            "state IN ('claimed', 'running', 'done', 'expired')",
-            name=op.f("ck_discovery_claims_state"),
+            "state IN ('claimed', 'running', 'done', 'expired')", name=op.f("ck_discovery_claims_state")
         ),
         sa.PrimaryKeyConstraint("token", name=op.f("pk_discovery_claims")),
     )
@@ -109,10 +108,7 @@ def upgrade() -> None:
     op.create_table(
         "outbox",
         sa.Column(
-            "id",
-            sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
-            autoincrement=True,
-            nullable=False,
+            "id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
         ),
         sa.Column("kind", sa.String(length=20), nullable=False),
         sa.Column("project_module", sa.String(length=50), nullable=False),
@@ -144,9 +140,7 @@ def upgrade() -> None:
         sa.Column("active", sa.Boolean(), nullable=False),
         sa.Column("created_at", UtcDateTime(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_project_configs")),
-        sa.UniqueConstraint(
-            "project_id", "version", name=op.f("uq_project_configs_project_id_version")
-        ),
+        sa.UniqueConstraint("project_id", "version", name=op.f("uq_project_configs_project_id_version")),
     )
     with op.batch_alter_table("project_configs", schema=None) as batch_op:
         batch_op.create_index(
@@ -171,9 +165,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_provenance_events")),
     )
     with op.batch_alter_table("provenance_events", schema=None) as batch_op:
-        batch_op.create_index(
-            "ix_provenance_events_execution", ["execution_id", "occurred_at"], unique=False
-        )
+        batch_op.create_index("ix_provenance_events_execution", ["execution_id", "occurred_at"], unique=False)
         batch_op.create_index(
             "ix_provenance_events_source",
             ["project_module", "source_identifier", "occurred_at"],
@@ -203,9 +195,7 @@ def upgrade() -> None:
         sa.Column("last_executed_discovery_signature", sa.String(length=64), nullable=True),
         sa.Column("discovery_claim_token", sa.String(length=36), nullable=True),
         sa.Column("discovery_claim_expires_at", UtcDateTime(), nullable=True),
-        sa.Column(
-            "workflow_run_pending", sa.Boolean(), server_default=sa.text("0"), nullable=False
-        ),
+        sa.Column("workflow_run_pending", sa.Boolean(), server_default=sa.text("0"), nullable=False),
         sa.Column("workflow_run_pending_at", UtcDateTime(), nullable=True),
         sa.Column("hold", Json, nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_source_registry")),
@@ -332,9 +322,7 @@ def upgrade() -> None:
         batch_op.create_index(
             "ix_batch_execution_record_key", ["project_module", "partition_key"], unique=False
         )
-        batch_op.create_index(
-            "ix_batch_execution_record_status", ["project_module", "status"], unique=False
-        )
+        batch_op.create_index("ix_batch_execution_record_status", ["project_module", "status"], unique=False)
         batch_op.create_index(
             "ux_batch_execution_record_session",
             ["daliuge_session_id"],
@@ -362,16 +350,11 @@ def upgrade() -> None:
             name=op.f("ck_execution_artifacts_kind"),
         ),
         sa.ForeignKeyConstraint(
-            ["execution_id"],
-            ["batch_execution_record.id"],
-            name=op.f("fk_execution_artifacts_execution_id"),
+            ["execution_id"], ["batch_execution_record.id"], name=op.f("fk_execution_artifacts_execution_id")
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_execution_artifacts")),
         sa.UniqueConstraint(
-            "execution_id",
-            "kind",
-            "sha256",
-            name=op.f("uq_execution_artifacts_execution_id_kind_sha256"),
+            "execution_id", "kind", "sha256", name=op.f("uq_execution_artifacts_execution_id_kind_sha256")
         ),
     )
     op.create_table(
@@ -404,13 +387,9 @@ def upgrade() -> None:
         sa.Column("discovery_signature", sa.String(length=64), nullable=False),
         sa.Column("active", sa.Boolean(), nullable=False),
         sa.ForeignKeyConstraint(
-            ["execution_id"],
-            ["batch_execution_record.id"],
-            name=op.f("fk_execution_sources_execution_id"),
+            ["execution_id"], ["batch_execution_record.id"], name=op.f("fk_execution_sources_execution_id")
         ),
-        sa.PrimaryKeyConstraint(
-            "execution_id", "source_identifier", name=op.f("pk_execution_sources")
-        ),
+        sa.PrimaryKeyConstraint("execution_id", "source_identifier", name=op.f("pk_execution_sources")),
     )
     with op.batch_alter_table("execution_sources", schema=None) as batch_op:
         batch_op.create_index(
@@ -425,9 +404,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     with op.batch_alter_table("execution_sources", schema=None) as batch_op:
         batch_op.drop_index(
-            "ux_execution_sources_active",
-            sqlite_where=sa.text("active"),
-            postgresql_where=sa.text("active"),
+            "ux_execution_sources_active", sqlite_where=sa.text("active"), postgresql_where=sa.text("active")
         )
 
     op.drop_table("execution_sources")
@@ -461,9 +438,7 @@ def downgrade() -> None:
     op.drop_table("provenance_events")
     with op.batch_alter_table("project_configs", schema=None) as batch_op:
         batch_op.drop_index(
-            "ux_project_configs_active",
-            sqlite_where=sa.text("active"),
-            postgresql_where=sa.text("active"),
+            "ux_project_configs_active", sqlite_where=sa.text("active"), postgresql_where=sa.text("active")
         )
 
     op.drop_table("project_configs")

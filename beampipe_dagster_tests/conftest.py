@@ -1,0 +1,8 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+from beampipe_dagster_tests.support.ledgers import clock, ids, ledger, migrated_sqlite
+from beampipe_dagster_tests.support.postgres import postgres_server
+
+__all__ = ["clock", "ids", "ledger", "migrated_sqlite", "postgres_server"]

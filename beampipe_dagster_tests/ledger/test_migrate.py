@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from beampipe_dagster.errors import LedgerError, Retry
+from beampipe_dagster.ledger.engine import Ledger
+from beampipe_dagster.ledger.migrate import current, ensure_current, head, migrate
+from beampipe_dagster.ledger.tables import metadata
+from beampipe_dagster_tests.support.ledgers import DIALECTS, at_once, empty_database, opened
+
+
+@pytest.fixture(params=DIALECTS)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    with empty_database(request, request.param, tmp_path) as made:
+        yield made
+
+
+def test_migrations_make_exactly_the_tables_that_the_code_has(ledger: Ledger) -> None:
+    with ledger.read() as conn:
+        context = MigrationContext.configure(conn, opts={"compare_type": True, "compare_server_default": False})
+        assert compare_metadata(context, metadata) == []
+        assert sa.inspect(conn).get_table_names() != []
+
+
+def test_the_indexes_that_are_locks_are_unique_and_partial(ledger: Ledger) -> None:
+    with ledger.read() as conn:
+        inspector = sa.inspect(conn)
+        for table, name in (
+            ("execution_sources", "ux_execution_sources_active"),
+            ("project_configs", "ux_project_configs_active"),
+            ("batch_execution_record", "ux_batch_execution_record_session"),
+        ):
+            index = next(one for one in inspector.get_indexes(table) if one["name"] == name)
+            assert index["unique"]
+            assert index["dialect_options"][f"{ledger.dialect}_where"]
+
+
+def test_checks_of_the_metadata_are_in_the_database(ledger: Ledger) -> None:
+    with ledger.read() as conn:
+        inspector = sa.inspect(conn)
+        for table in metadata.sorted_tables:
+            wanted = {str(one.name) for one in table.constraints if isinstance(one, sa.CheckConstraint)}
+            found = {str(one["name"]) for one in inspector.get_check_constraints(table.name)}
+            assert found == wanted, table.name
+
+
+def test_an_empty_database_is_migrated_once(url: str) -> None:
+    with opened(url) as ledger:
+        assert current(ledger) is None
+        assert migrate(ledger) == (None, head())
+        assert migrate(ledger) == (head(), head())
+
+
+def test_an_unmigrated_ledger_is_refused_with_what_to_do(url: str) -> None:
+    with opened(url) as ledger:
+        with pytest.raises(LedgerError) as caught:
+            ensure_current(ledger)
+        assert caught.value.code == "ledger_not_migrated"
+        assert caught.value.retry is Retry.NEVER
+        assert "beampipe ledger migrate" in caught.value.hint
+        migrate(ledger)
+        ensure_current(ledger)
+
+
+def test_a_ledger_of_another_revision_is_refused(ledger: Ledger) -> None:
+    with ledger.begin() as conn:
+        conn.execute(sa.text("UPDATE alembic_version SET version_num = 'from_the_future'"))
+    with pytest.raises(LedgerError) as caught:
+        ensure_current(ledger)
+    assert "from_the_future" in caught.value.message
+
+
+def _migrate_in_a_process(url: str) -> str | None:
+    with opened(url) as ledger:
+        return migrate(ledger)[1]
+
+
+def test_several_processes_may_migrate_at_once(url: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(3) as pool:
+        assert pool.map(_migrate_in_a_process, [url] * 3) == [head()] * 3
+    with opened(url) as ledger:
+        ensure_current(ledger)
+
+
+def test_several_threads_may_migrate_at_once(url: str) -> None:
+    assert at_once(*(lambda: _migrate_in_a_process(url) for _ in range(4))) == [head()] * 4
