@@ -1,1 +1,1 @@
-""""""
+"""The control plane for radio-astronomy survey processing, on Dagster, DALiuGE and a SQL ledger."""

@@ -167,7 +167,7 @@ def run_step(context: dg.AssetExecutionContext, platform: Platform, project_id: 
             report = step(execution.id, holder=context.run_id)
         except BeampipeError as error:
             failures.append(error)
-            context.log.error(f"{key}: {error}")
+            context.log.error(f"{key}: {error}")  # noqa: TRY400  # our error says more than a traceback
             context.add_asset_metadata({"not_done": metadata.text(error)}, partition_key=key)
             continue
         context.log.info(f"{key}: {'found' if report.done_before else 'done'} for execution {execution.id}")

@@ -38,7 +38,7 @@ class FixedPlatform(PlatformResource):
     def of(cls, platform: Platform) -> FixedPlatform:
         """A resource around ``platform``."""
         resource = cls()
-        resource._platform = platform  # noqa: SLF001  # its own class
+        resource._platform = platform
         return resource
 
     def get(self) -> Platform:

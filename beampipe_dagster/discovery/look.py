@@ -60,8 +60,13 @@ class SourceLook:
         try:
             return self._complete(source_identifier, began_at, evidence)
         except BeampipeError as error:
-            seen: list[JsonValue] = [item.as_dict() for item in evidence]
-            return Look(source_identifier, began_at, evidence=seen, error=error)
+            failure = error
+        except Exception as error:  # noqa: BLE001  # whatever one source's rows do, the batch goes on
+            failure = BeampipeError(
+                f"{type(error).__name__}: {error}", hint="this is a defect; please report it"
+            )
+        seen: list[JsonValue] = [item.as_dict() for item in evidence]
+        return Look(source_identifier, began_at, evidence=seen, error=failure)
 
     def _complete(self, source: str, began_at: datetime, evidence: list[Evidence]) -> Look:
         queries = self._config.discovery.queries

@@ -16,15 +16,17 @@ from datetime import timedelta
 from typing import Any, Final
 
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DataError
 
 from beampipe_dagster.clock import Clock
 from beampipe_dagster.config.project import DiscoveryAutomation, ProjectConfig
 from beampipe_dagster.discovery.archives import ArchiveProvider
 from beampipe_dagster.discovery.look import Look, SourceLook
 from beampipe_dagster.errors import BeampipeError, ConflictError
+from beampipe_dagster.errors import DataError as InvalidMetadataError
 from beampipe_dagster.ids import Ids
 from beampipe_dagster.ledger import archive, outbox, projects, provenance, sources
-from beampipe_dagster.ledger.engine import Ledger
+from beampipe_dagster.ledger.engine import Ledger, queue
 from beampipe_dagster.ledger.projects import ProjectRevision
 from beampipe_dagster.ledger.sources import DiscoveryClaim, Source
 from beampipe_dagster.signature.diff import diff_payloads
@@ -65,6 +67,15 @@ class BatchReport:
     lost: list[str] = field(default_factory=list)
     datasets: int = 0
     done_before: bool = False
+
+    def add(self, other: BatchReport) -> None:
+        """Take over what another report of the same batch found."""
+        self.changed.update(other.changed)
+        self.unchanged.extend(other.unchanged)
+        self.no_datasets.extend(other.no_datasets)
+        self.failed.update(other.failed)
+        self.lost.extend(other.lost)
+        self.datasets += other.datasets
 
     def as_dict(self) -> dict[str, Any]:
         """Counts and names, for the claim's row and the run's page."""
@@ -107,6 +118,7 @@ class DiscoveryService:
         """Claim what is due, within the caps, and give every claim that nobody has begun."""
         now = self._clock.now()
         with self._ledger.begin() as conn:
+            queue(conn, "discovery_tick")
             revision = projects.active(conn, project_id)
             rules = ProjectConfig.from_json(revision.spec).automation.discovery
             expired = sources.expire_claims(conn, now=now)
@@ -230,9 +242,17 @@ class DiscoveryService:
             stored = archive.metadata_of(
                 conn, revision.project_id, [look.source_identifier for look in looks]
             )
-            for look in looks:
+            for look in sorted(looks, key=lambda item: item.source_identifier):  # everybody locks by name
                 source = by_name[look.source_identifier]
-                self._settle(conn, revision, source, look, stored.get(look.source_identifier, {}), report)
+                known = stored.get(look.source_identifier, {})
+                try:
+                    with conn.begin_nested():
+                        outcome = BatchReport(report.token, report.project_id)
+                        self._settle(conn, revision, source, look, known, outcome)
+                except (BeampipeError, DataError) as error:
+                    outcome = BatchReport(report.token, report.project_id)
+                    self._settle_failure(conn, source, _not_storable(look, error), outcome)
+                report.add(outcome)
 
     def _settle(
         self,
@@ -275,7 +295,11 @@ class DiscoveryService:
             report.unchanged.append(name)
         if changed:
             self._record_change(conn, revision, source, look, stored, report)
-        elif not empty:
+            return
+        if look.metadata != stored:
+            # What is not signed (flags, links that expire) may be new all the same.
+            self._keep_metadata(conn, source, look)
+        if not empty:
             self._event(conn, source, report, "discovery.unchanged", {"signature_prefix": signature[:16]})
 
     def _record_change(
@@ -314,9 +338,7 @@ class DiscoveryService:
             metadata_json=look.metadata,
             discovered_at=now,
         )
-        archive.replace_metadata(
-            conn, source.project_module, source.source_identifier, look.metadata, ids=self._ids, now=now
-        )
+        self._keep_metadata(conn, source, look)
         archive.record_change(conn, change)
         payload = {"signature": change.signature, "sbids": len(sbids), "datasets": look.datasets}
         self._event(
@@ -335,6 +357,16 @@ class DiscoveryService:
             payload=change_facts(change),
         )
         outbox.put(conn, [message], now=now, available_at=now + timedelta(seconds=OUTBOX_GRACE_SECONDS))
+
+    def _keep_metadata(self, conn: Connection, source: Source, look: Look) -> None:
+        archive.replace_metadata(
+            conn,
+            source.project_module,
+            source.source_identifier,
+            look.metadata,
+            ids=self._ids,
+            now=self._clock.now(),
+        )
 
     def _settle_failure(self, conn: Connection, source: Source, look: Look, report: BatchReport) -> None:
         error = look.error or BeampipeError("the look gave no answer")
@@ -406,6 +438,17 @@ class DiscoveryService:
         finally:
             stop.set()
             keeper.join(timeout=5)
+
+
+def _not_storable(look: Look, error: BeampipeError | DataError) -> Look:
+    """The look as a failure: its answers were complete, but the ledger cannot hold them."""
+    if not isinstance(error, BeampipeError):
+        error = InvalidMetadataError(
+            f"the ledger cannot hold the metadata of {look.source_identifier!r}: {str(error.orig).strip()}",
+            code="metadata_not_storable",
+            hint="look at the field_map: an SBID has at most 100 characters, texts have no NUL",
+        )
+    return Look(look.source_identifier, look.began_at, evidence=look.evidence, error=error)
 
 
 def change_facts(change: archive.SignatureChange) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from beampipe_dagster.config.project import ExecutionAutomation, ProjectConfig
 from beampipe_dagster.errors import BeampipeError, ConflictError
 from beampipe_dagster.ids import Ids
 from beampipe_dagster.ledger import archive, executions, profiles, projects, provenance, sources
-from beampipe_dagster.ledger.engine import Ledger
+from beampipe_dagster.ledger.engine import Ledger, queue
 from beampipe_dagster.ledger.executions import Execution, NewExecution
 from beampipe_dagster.ledger.profiles import StoredProfile
 from beampipe_dagster.ledger.projects import ProjectRevision
@@ -27,6 +27,8 @@ from beampipe_dagster.signature.payload import combined_signature, partition_key
 from beampipe_dagster.sources.readiness import Blocker, blocker
 
 AUTOMATION: Final = "automation"
+QUEUE: Final = "admission"
+"""Where admissions of all processes queue: caps are kept by counting, which two may not do at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class AdmissionService:
         """Admit what may run now."""
         now = self._clock.now()
         with self._ledger.begin() as conn:
+            queue(conn, QUEUE)
             revision = projects.active(conn, project_id)
             config = ProjectConfig.from_json(revision.spec)
             rules = config.automation.execution
@@ -80,6 +83,7 @@ class AdmissionService:
         """
         now = self._clock.now()
         with self._ledger.begin() as conn:
+            queue(conn, QUEUE)
             revision = projects.active(conn, project_id)
             config = ProjectConfig.from_json(revision.spec)
             change = archive.latest_change(conn, project_id, key)
@@ -89,7 +93,8 @@ class AdmissionService:
                     code="partition_unknown",
                     hint="partitions come from discovery; a key cannot be invented in the UI",
                 )
-            source = sources.get(conn, project_id, change.source_identifier)
+            # Held, so that no discovery makes it pending between this look and the cleared flag.
+            source = sources.get(conn, project_id, change.source_identifier, lock=True)
             if source.discovery_signature != change.signature:
                 raise ConflictError(
                     f"{source.source_identifier} has a newer signature than {key!r}",
@@ -98,16 +103,15 @@ class AdmissionService:
                     + repr(partition_key(source.source_identifier, source.discovery_signature or "none")),
                 )
             held = blocker(
-                source, archive.metadata_of(conn, project_id, [source.source_identifier]).get(
+                source,
+                archive.metadata_of(conn, project_id, [source.source_identifier]).get(
                     source.source_identifier, {}
-                )
+                ),
             )
             if held is not None:
                 raise ConflictError(held.message, code=held.code, hint=held.hint)
             rules = config.automation.execution or ExecutionAutomation()
-            profile = profiles.resolve(
-                conn, name=rules.deployment_profile_name, project_module=project_id
-            )
+            profile = profiles.resolve(conn, name=rules.deployment_profile_name, project_module=project_id)
             return self._create(conn, revision, config, profile, [source], actor=actor, now=now)
 
     def _room(
@@ -118,7 +122,10 @@ class AdmissionService:
         room = [(rules.tick_execution_run_limit, "rate_limited")]
         if rules.concurrent_execution_run_limit is not None:
             room.append(
-                (rules.concurrent_execution_run_limit - by_project.get(project_id, 0), "project_in_flight_cap")
+                (
+                    rules.concurrent_execution_run_limit - by_project.get(project_id, 0),
+                    "project_in_flight_cap",
+                )
             )
         room.append((self._max_in_flight - total, "in_flight_cap"))
         if profile.max_concurrent_executions is not None:
@@ -172,9 +179,7 @@ class AdmissionService:
                 held[source.source_identifier] = "source_already_executing"
                 continue
             if source.discovery_signature == source.last_executed_discovery_signature:
-                sources.update(
-                    conn, [source.id], {"workflow_run_pending": False, "hold": None}, now=now
-                )
+                sources.update(conn, [source.id], {"workflow_run_pending": False, "hold": None}, now=now)
                 continue
             why = blocker(source, rows.get(source.source_identifier, {}))
             if why is None:
@@ -208,9 +213,7 @@ class AdmissionService:
         actor: str,
         now: datetime,
     ) -> Execution:
-        signatures = {
-            source.source_identifier: source.discovery_signature or "" for source in group
-        }
+        signatures = {source.source_identifier: source.discovery_signature or "" for source in group}
         new = self._new_execution(revision, config, profile, signatures, actor)
         execution = executions.create(conn, new, now=now)
         sources.update(

@@ -57,13 +57,14 @@ def holding(
 
     Raises
     ------
+    NotFoundError
+        ``execution_not_found``.
     ConflictError
         ``execution_busy``: another live process works on it.
     """
     with ledger.begin() as conn:
-        if not executions.acquire_lease(
-            conn, execution_id, token, now=clock.now(), seconds=seconds
-        ):
+        executions.get(conn, execution_id)
+        if not executions.acquire_lease(conn, execution_id, token, now=clock.now(), seconds=seconds):
             raise ConflictError(
                 f"another process works on execution {execution_id}",
                 code="execution_busy",

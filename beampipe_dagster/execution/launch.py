@@ -60,6 +60,7 @@ class Launcher:
                 record.c.next_launch_at <= now,
                 sa.or_(record.c.lease_token.is_(None), record.c.lease_expires_at <= now),
                 limit=limit,
+                lock=True,
             )
             launched = [
                 executions.move(

@@ -71,20 +71,21 @@ def finish(
 def _settle_sources(conn: Connection, execution: Execution, *, clock: Clock) -> None:
     rows = sources.by_identifiers(conn, execution.project_module, execution.source_identifiers)
     executed = {source["source_identifier"]: source["discovery_signature"] for source in execution.sources}
-    for source in rows:
+    for source in sorted(rows, key=lambda row: row.source_identifier):  # everybody locks by name
+        signature = executed[source.source_identifier]
+        current = source.discovery_signature == signature
         if execution.status is Status.COMPLETED:
-            values: dict[str, object] = {
-                "last_executed_discovery_signature": executed[source.source_identifier],
-                "hold": None,
-            }
-        elif execution.status is Status.FAILED:
+            values: dict[str, object] = {"last_executed_discovery_signature": signature}
+            if current:
+                values["hold"] = None
+        elif execution.status is Status.FAILED and current:
             values = {
                 "hold": {
                     "code": "execution_failed",
                     "message": f"execution {execution.id} failed: {execution.last_error}",
                     "hint": "it runs again when the archives give it a new signature",
                     "execution_id": execution.id,
-                    "signature": executed[source.source_identifier],
+                    "signature": signature,
                 }
             }
         else:

@@ -15,7 +15,7 @@ from beampipe_dagster.errors import ConfigError, InputError
 from beampipe_dagster.execution.graph import parse_graph
 from beampipe_dagster.ids import Ids
 from beampipe_dagster.ledger import profiles, projects, provenance
-from beampipe_dagster.ledger.engine import Ledger
+from beampipe_dagster.ledger.engine import Ledger, queue
 from beampipe_dagster.ledger.profiles import StoredProfile
 from beampipe_dagster.ledger.projects import ProjectRevision
 
@@ -58,6 +58,7 @@ class ProjectService:
             parse_graph(raw, sha256=config.graph.sha256, name=config.graph.path or "graph")
         now = self._clock.now()
         with self._ledger.begin() as conn:
+            queue(conn, "project_configs")
             known = {item.project_id: item for item in projects.all_active(conn)}.get(config.metadata.id)
             if known is not None and known.spec_sha256 == config.spec_sha256:
                 return AddedProject(known, changed=False)
@@ -120,8 +121,7 @@ class ProjectService:
             )
         wanted = Path(config.graph.path)
         places = [
-            base / wanted
-            for base in dict.fromkeys((project_file.resolve().parent, self._home, Path.cwd()))
+            base / wanted for base in dict.fromkeys((project_file.resolve().parent, self._home, Path.cwd()))
         ]
         for place in places:
             if place.is_file():

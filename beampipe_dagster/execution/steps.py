@@ -21,7 +21,15 @@ from beampipe_dagster.clock import Clock
 from beampipe_dagster.config.canonical import JsonValue
 from beampipe_dagster.config.profile import DeploymentProfile
 from beampipe_dagster.config.project import ProjectConfig
-from beampipe_dagster.errors import BeampipeError, ConfigError, ConflictError, DataError, GraphError, Retry
+from beampipe_dagster.errors import (
+    BackendUnavailableError,
+    BeampipeError,
+    ConfigError,
+    ConflictError,
+    DataError,
+    GraphError,
+    Retry,
+)
 from beampipe_dagster.execution import run_record
 from beampipe_dagster.execution.graph import (
     PreparedGraph,
@@ -52,6 +60,10 @@ from beampipe_dagster.signature.payload import sign_stored
 
 FIRST_WAIT_SECONDS: Final = 5.0
 LONGEST_WAIT_SECONDS: Final = 300.0
+MAY_EXIST: Final = frozenset(
+    {SubmissionState.IN_FLIGHT, SubmissionState.UNCERTAIN, SubmissionState.SUBMITTED}
+)
+"""States of a submission whose session may run: no step may end such an execution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +101,10 @@ class ExecutionSteps:
         with self.working(execution_id, holder) as (execution, _):
             with self.ledger.read() as conn:
                 known = artifacts.find(conn, execution_id, ArtifactKind.MANIFEST)
+                if known is not None:
+                    return StepReport(execution, known, _manifest_facts(execution), done_before=True)
                 config = self._config(conn, execution)
                 records = _records(conn, execution)
-            if known is not None:
-                return StepReport(execution, known, _manifest_facts(execution), done_before=True)
             manifest = build_manifest(config, records)
             with self.ledger.begin() as conn:
                 artifact = artifacts.put(
@@ -106,7 +118,7 @@ class ExecutionSteps:
                     now=self.clock.now(),
                 )
                 record = run_record.with_requested(execution.run_record, execution.sources)
-                execution = executions.move(
+                execution = executions.move(  # noqa: PLW2901  # the same execution, moved
                     conn,
                     execution,
                     now=self.clock.now(),
@@ -130,6 +142,8 @@ class ExecutionSteps:
         with self.working(execution_id, holder) as (execution, _):
             with self.ledger.read() as conn:
                 known = artifacts.find(conn, execution_id, ArtifactKind.PATCHED_GRAPH)
+                if known is not None:
+                    return StepReport(execution, known, dict(known.metadata), done_before=True)
                 manifest = self._document(conn, execution_id, ArtifactKind.MANIFEST)
                 revision = projects.revision(conn, execution.project_config_id)
                 if revision.graph_sha256 is None:
@@ -139,17 +153,13 @@ class ExecutionSteps:
                         hint="give graph.path (or graph.url) and graph.sha256 in its YAML, then add it again",
                     )
                 raw = projects.graph(conn, revision.graph_sha256)
-            if known is not None:
-                return StepReport(execution, known, dict(known.metadata), done_before=True)
             source = parse_graph(raw, sha256=revision.graph_sha256, name=execution.project_module)
             prepared = prepare_graph(
                 source, manifest, execution_id=execution_id, modified_at=execution.created_at
             )
             return self._keep_graph(execution, source, prepared)
 
-    def _keep_graph(
-        self, execution: Execution, graph: dict[str, Any], prepared: PreparedGraph
-    ) -> StepReport:
+    def _keep_graph(self, execution: Execution, graph: dict[str, Any], prepared: PreparedGraph) -> StepReport:
         findings = _findings(lint(prepared.graph))
         facts: dict[str, JsonValue] = {
             "nodes": prepared.node_count,
@@ -197,10 +207,10 @@ class ExecutionSteps:
         with self.working(execution_id, holder) as (execution, _):
             with self.ledger.read() as conn:
                 known = artifacts.find(conn, execution_id, ArtifactKind.PHYSICAL_GRAPH)
+                if known is not None:
+                    return StepReport(execution, known, dict(known.metadata), done_before=True)
                 graph = self._document(conn, execution_id, ArtifactKind.PATCHED_GRAPH)
                 manifest = self._document(conn, execution_id, ArtifactKind.MANIFEST)
-            if known is not None:
-                return StepReport(execution, known, dict(known.metadata), done_before=True)
             profile = profile_of(execution)
             translator = self.backends.translator(profile)
             template = translator.translate(
@@ -213,7 +223,14 @@ class ExecutionSteps:
             if find_ingest(graph) is not None:
                 verify_injection(template, embedded_text(manifest))
             backend = self.backends.backend(profile)
-            drops: Any = map_to_nodes(template, nodes=backend.nodes(), island=backend.island)
+            nodes = backend.nodes()
+            if not nodes:
+                raise BackendUnavailableError(
+                    f"the island manager at {backend.url} has no node manager now",
+                    code="no_nodes",
+                    hint="it goes on by itself when a node manager is there",
+                )
+            drops: Any = map_to_nodes(template, nodes=nodes, island=backend.island)
             facts: dict[str, JsonValue] = summary(drops).as_dict()
             with self.ledger.begin() as conn:
                 now = self.clock.now()
@@ -227,7 +244,7 @@ class ExecutionSteps:
                     ids=self.ids,
                     now=now,
                 )
-                execution = executions.move(
+                execution = executions.move(  # noqa: PLW2901  # the same execution, moved
                     conn,
                     execution,
                     now=now,
@@ -287,8 +304,8 @@ class ExecutionSteps:
     def _record_failure(self, execution_id: str, holder: str, error: BeampipeError) -> None:
         with self.ledger.begin() as conn:
             execution = executions.get(conn, execution_id, lock=True)
-            if execution.terminal or execution.submission_state is SubmissionState.UNCERTAIN:
-                return
+            if execution.terminal or execution.submission_state in MAY_EXIST:
+                return  # what becomes of a session is for the poll to say, whatever went wrong here
             if error.retry is Retry.LATER:
                 self._wait(conn, execution, error)
                 executions.release_lease(conn, execution_id, holder)
@@ -323,9 +340,7 @@ class ExecutionSteps:
             payload = {**error.as_dict(), "control_phase": execution.control_phase.value}
             self.tell(conn, execution, "execution.waiting", payload)
 
-    def tell(
-        self, conn: Connection, execution: Execution, event_type: str, payload: dict[str, Any]
-    ) -> None:
+    def tell(self, conn: Connection, execution: Execution, event_type: str, payload: dict[str, Any]) -> None:
         """Tell the same event about every source of the execution."""
         provenance.record(
             conn,
@@ -348,7 +363,7 @@ class ExecutionSteps:
         return ProjectConfig.from_json(projects.revision(conn, execution.project_config_id).spec)
 
     @staticmethod
-    def _document(conn: Connection, execution_id: str, kind: ArtifactKind) -> Any:
+    def _document(conn: Connection, execution_id: str, kind: ArtifactKind) -> Any:  # noqa: ANN401  # JSON of a known shape
         return artifacts.load(conn, artifacts.describe(conn, execution_id, kind).id)
 
 

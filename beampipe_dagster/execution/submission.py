@@ -86,7 +86,7 @@ class Submission:
             intended = self._intend(execution, backend, len(drops))
             receipt = self._deploy(intended, backend, drops, held)
             with self._ledger.begin() as conn:
-                execution = record_receipt(
+                execution = record_receipt(  # noqa: PLW2901  # the same execution, moved
                     conn,
                     executions.get(conn, execution_id, lock=True),
                     receipt,

@@ -16,6 +16,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from beampipe_dagster.errors import BeampipeError, LedgerError, Retry
 
@@ -61,6 +62,16 @@ class Ledger:
     def display_url(self) -> str:
         """The URL without its password."""
         return make_url(self.url).render_as_string(hide_password=True)
+
+
+def queue(conn: Connection, name: str) -> None:
+    """Let one transaction at a time go on from here, among all processes that give the same ``name``.
+
+    It lasts until the transaction ends. For decisions that count rows: a cap is not kept by two transactions
+    that both count before either of them adds. On SQLite writing transactions queue anyhow.
+    """
+    if conn.dialect.name == "postgresql":
+        conn.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name})
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -114,7 +125,7 @@ def _make_engine(url: str) -> Engine:
     )
 
 
-def _configure_sqlite(connection: Any, record: object) -> None:
+def _configure_sqlite(connection: Any, record: object) -> None:  # noqa: ANN401  # the driver's
     del record
     connection.isolation_level = None  # transactions are begun by _begin_sqlite, not by the driver
     cursor = connection.cursor()
@@ -138,8 +149,8 @@ def _translated() -> Iterator[None]:
         raise
     except IntegrityError:
         raise  # the stores decide what a broken rule means
-    except DBAPIError as error:
+    except (DBAPIError, PoolTimeoutError) as error:
         raise LedgerError(
-            f"the ledger answered: {str(error.orig).strip()}",
+            f"the ledger answered: {str(getattr(error, 'orig', None) or error).strip()}",
             hint="is the database up, reachable and migrated (beampipe ledger migrate)?",
         ) from error

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
 from beampipe_dagster.clock import rfc3339
@@ -140,7 +140,7 @@ class NewExecution:
     created_by: str
 
 
-def _execution(row: Any) -> Execution:
+def _execution(row: Row[Any]) -> Execution:
     value = to_value(Execution, row)
     words = {
         name: kind(getattr(value, name)) for name, kind in _WORDS.items() if getattr(value, name) is not None
@@ -204,12 +204,7 @@ def create(conn: Connection, new: NewExecution, *, now: datetime) -> Execution:
                 ],
             )
     except IntegrityError as error:
-        names = ", ".join(source["source_identifier"] for source in new.sources)
-        raise ConflictError(
-            f"an active execution already holds {names}",
-            code="source_already_executing",
-            hint="wait until it is terminal: beampipe execution list",
-        ) from error
+        raise _already_executing([source["source_identifier"] for source in new.sources]) from error
     return get(conn, new.id)
 
 
@@ -237,8 +232,13 @@ def select(
     *conditions: sa.ColumnElement[bool],
     limit: int = 500,
     newest_first: bool = False,
+    lock: bool = False,
 ) -> list[Execution]:
-    """Executions that meet all conditions, in the order of their creation."""
+    """Executions that meet all conditions, in the order of their creation.
+
+    ``lock`` holds their rows until the transaction ends, and leaves out those that somebody else holds
+    (PostgreSQL).
+    """
     order = [batch_execution_record.c.created_at, batch_execution_record.c.id]
     statement = (
         sa.select(batch_execution_record)
@@ -246,6 +246,8 @@ def select(
         .order_by(*(column.desc() if newest_first else column for column in order))
         .limit(limit)
     )
+    if lock:
+        statement = statement.with_for_update(skip_locked=True)
     return [_execution(row) for row in conn.execute(statement)]
 
 
@@ -262,11 +264,17 @@ def by_partition(conn: Connection, project_module: str, partition_key: str) -> E
 
 
 def active_counts(conn: Connection) -> tuple[int, dict[str, int], dict[str, int]]:
-    """Active executions: in all, by project, by profile id."""
+    """Active executions: in all, by project, by profile id.
+
+    One that only waits for its outputs to be verified uses no backend any more and takes no room.
+    """
     columns = batch_execution_record.c
     rows = conn.execute(
         sa.select(columns.project_module, columns.deployment_profile_id, sa.func.count())
-        .where(columns.status.in_([status.value for status in ACTIVE]))
+        .where(
+            columns.status.in_([status.value for status in ACTIVE]),
+            columns.control_phase != ControlPhase.OUTPUT_VERIFICATION.value,
+        )
         .group_by(columns.project_module, columns.deployment_profile_id)
     )
     total, projects, profiles = 0, dict[str, int](), dict[str, int]()
@@ -295,14 +303,17 @@ def move(
     patch: fsm.StatusPatch | None = None,
     values: Mapping[str, Any] | None = None,
 ) -> Execution:
-    """Change an execution: its status by the law, other columns as given. Terminal moves free the sources.
+    """Change an execution: its status by the law, other columns as given.
+
+    A move to a terminal status frees the sources, a move away from one takes them again.
 
     The update carries the status that the caller saw; a row that moved meanwhile is not touched.
 
     Raises
     ------
     ConflictError
-        ``invalid_transition``, or ``execution_moved`` when somebody else moved it first.
+        ``invalid_transition``, ``execution_moved`` when somebody else moved it first, or
+        ``source_already_executing`` when it goes on but another one has its sources by now.
     """
     before = fsm.StatusFields(
         status=execution.status,
@@ -348,13 +359,29 @@ def move(
             code="execution_moved",
             hint="look at it again: beampipe execution show " + execution.id,
         )
-    if after.status in TERMINAL:
-        conn.execute(
-            sa.update(execution_sources)
-            .where(execution_sources.c.execution_id == execution.id)
-            .values(active=False)
-        )
+    if (after.status in TERMINAL) != (execution.status in TERMINAL):
+        _hold_sources(conn, execution, held=after.status not in TERMINAL)
     return get(conn, execution.id)
+
+
+def _hold_sources(conn: Connection, execution: Execution, *, held: bool) -> None:
+    try:
+        with conn.begin_nested():
+            conn.execute(
+                sa.update(execution_sources)
+                .where(execution_sources.c.execution_id == execution.id)
+                .values(active=held)
+            )
+    except IntegrityError as error:
+        raise _already_executing(execution.source_identifiers) from error
+
+
+def _already_executing(names: Sequence[str]) -> ConflictError:
+    return ConflictError(
+        f"an active execution already holds {', '.join(names)}",
+        code="source_already_executing",
+        hint="wait until it is terminal: beampipe execution list",
+    )
 
 
 def acquire_lease(conn: Connection, execution_id: str, token: str, *, now: datetime, seconds: float) -> bool:

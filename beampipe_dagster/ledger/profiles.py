@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 
 from beampipe_dagster.config.canonical import JsonValue
 from beampipe_dagster.errors import ConflictError, NotFoundError
+from beampipe_dagster.ledger.engine import queue
 from beampipe_dagster.ledger.rows import to_value
 from beampipe_dagster.ledger.tables import daliuge_deployment_profile as profiles
 
@@ -54,6 +55,7 @@ def put(
     ConflictError
         ``default_profile_exists``: the scope has another default.
     """
+    queue(conn, "deployment_profiles")
     row = conn.execute(sa.select(profiles).where(profiles.c.name == name)).first()
     known = to_value(StoredProfile, row) if row else None
     if known and known.spec_sha256 == spec_sha256:

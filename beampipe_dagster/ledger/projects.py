@@ -134,7 +134,7 @@ def graph(conn: Connection, sha256: str) -> bytes:
     Raises
     ------
     NotFoundError
-        ``graph_not_found``.
+        ``graph_not_found``, or ``graph_damaged`` when the bytes are not those that were stored.
     """
     content = conn.execute(
         sa.select(graph_documents.c.content).where(graph_documents.c.sha256 == sha256)
@@ -145,4 +145,14 @@ def graph(conn: Connection, sha256: str) -> bytes:
             code="graph_not_found",
             hint="add the project again: beampipe project add FILE",
         )
-    return zlib.decompress(content)
+    try:
+        raw = zlib.decompress(content)
+    except zlib.error:
+        raw = b""
+    if sha256_hex(raw) != sha256:
+        raise NotFoundError(
+            f"the ledger's graph {sha256[:12]} is not what was stored",
+            code="graph_damaged",
+            hint="restore the ledger from a backup",
+        )
+    return raw

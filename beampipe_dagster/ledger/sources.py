@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 from beampipe_dagster.config.canonical import JsonValue
 from beampipe_dagster.errors import NotFoundError
 from beampipe_dagster.ids import Ids
+from beampipe_dagster.ledger.engine import queue
 from beampipe_dagster.ledger.rows import to_value
 from beampipe_dagster.ledger.tables import discovery_claims, source_registry
 
@@ -82,13 +83,15 @@ def chunks(items: Sequence[str], size: int = IN_CHUNK) -> list[Sequence[str]]:
 def upsert(
     conn: Connection, project_module: str, new: Sequence[NewSource], *, ids: Ids, now: datetime
 ) -> tuple[list[str], list[str]]:
-    """Register sources; known ones get the new flags and positions.
+    """Register sources; known ones get the new flags and positions. Processes queue here.
 
     Returns
     -------
     tuple
         Identifiers that were added, and identifiers that were known.
     """
+    queue(conn, f"source_registry:{project_module}")
+    new = sorted(new, key=lambda source: source.source_identifier)  # one order of locks for everybody
     known = {
         source.source_identifier
         for source in by_identifiers(conn, project_module, [source.source_identifier for source in new])
@@ -160,22 +163,26 @@ def by_identifiers(conn: Connection, project_module: str, identifiers: Sequence[
     return found
 
 
-def get(conn: Connection, project_module: str, source_identifier: str) -> Source:
-    """One source.
+def get(conn: Connection, project_module: str, source_identifier: str, *, lock: bool = False) -> Source:
+    """One source; ``lock`` holds its row until the transaction ends (PostgreSQL).
 
     Raises
     ------
     NotFoundError
         ``source_not_registered``.
     """
-    found = by_identifiers(conn, project_module, [source_identifier])
-    if not found:
+    statement = sa.select(source_registry).where(
+        source_registry.c.project_module == project_module,
+        source_registry.c.source_identifier == source_identifier,
+    )
+    row = conn.execute(statement.with_for_update() if lock else statement).first()
+    if row is None:
         raise NotFoundError(
             f"source {source_identifier!r} is not registered in project {project_module!r}",
             code="source_not_registered",
             hint="register it: beampipe source register -p PROJECT SOURCE",
         )
-    return found[0]
+    return to_value(Source, row)
 
 
 def listing(
@@ -222,14 +229,16 @@ def mark_for_discovery(
     total = 0
     pieces: list[Sequence[str] | None] = [None] if identifiers is None else list(chunks(identifiers))
     for piece in pieces:
-        statement = (
-            sa.update(source_registry)
-            .where(columns.project_module == project_module, columns.enabled)
-            .values(discovery_requested_at=now, next_attempt_at=None, failure_count=0, updated_at=now)
-        )
+        wanted = sa.select(columns.id).where(columns.project_module == project_module, columns.enabled)
         if piece is not None:
-            statement = statement.where(columns.source_identifier.in_(piece))
-        total += conn.execute(statement).rowcount
+            wanted = wanted.where(columns.source_identifier.in_(piece))
+        # Batches lock sources by name when they commit; in any other order the two could wait for each other.
+        wanted = wanted.order_by(columns.source_identifier).with_for_update()
+        total += conn.execute(
+            sa.update(source_registry)
+            .where(columns.id.in_(wanted))
+            .values(discovery_requested_at=now, next_attempt_at=None, failure_count=0, updated_at=now)
+        ).rowcount
     return total
 
 
@@ -300,10 +309,10 @@ def _hours_before(
 ) -> sa.ColumnElement[datetime]:
     """``now`` minus a number of hours that is a column, in the database's own arithmetic."""
     if conn.dialect.name == "sqlite":
-        text = now.strftime("%Y-%m-%d %H:%M:%S")
+        # Milliseconds are all that SQLite computes with; stored times are text with six digits.
         return sa.func.strftime(
-            "%Y-%m-%d %H:%M:%S",
-            text,
+            "%Y-%m-%d %H:%M:%f000",
+            now.strftime("%Y-%m-%d %H:%M:%S.%f"),
             sa.literal("-").concat(sa.cast(hours, sa.String)).concat(" hours"),
         )
     return sa.literal(now, sa.DateTime(timezone=True)) - sa.func.make_interval(0, 0, 0, 0, hours)
@@ -389,21 +398,17 @@ def finish_claim(conn: Connection, token: str, *, stats: dict[str, JsonValue], n
 
 def expire_claims(conn: Connection, *, now: datetime) -> list[str]:
     """End claims whose time is over (their process died) and release their sources; the tokens."""
-    tokens = [
-        row.token
-        for row in conn.execute(
-            sa.select(discovery_claims.c.token).where(
-                discovery_claims.c.state.in_(("claimed", "running")),
-                discovery_claims.c.expires_at <= now,
-            )
+    ended = conn.execute(
+        sa.update(discovery_claims)
+        .where(
+            discovery_claims.c.state.in_(("claimed", "running")),
+            discovery_claims.c.expires_at <= now,
         )
-    ]
+        .values(state="expired", finished_at=now)
+        .returning(discovery_claims.c.token)
+    )
+    tokens = [row.token for row in ended]
     if tokens:
-        conn.execute(
-            sa.update(discovery_claims)
-            .where(discovery_claims.c.token.in_(tokens))
-            .values(state="expired", finished_at=now)
-        )
         _release(conn, tokens)
     return tokens
 
@@ -427,12 +432,17 @@ def settle(conn: Connection, source_id: str, token: str, values: dict[str, objec
 
 
 def pending(conn: Connection, project_module: str, *, limit: int) -> list[Source]:
-    """Enabled sources that wait for an execution, the longest waiting first."""
+    """Enabled sources that wait for an execution: those without a hold first, then the longest waiting.
+
+    Sources that cannot run must not fill the limit for ever before those that can.
+    """
     columns = source_registry.c
     rows = conn.execute(
         sa.select(source_registry)
         .where(columns.project_module == project_module, columns.enabled, columns.workflow_run_pending)
-        .order_by(columns.workflow_run_pending_at.asc().nulls_last(), columns.created_at)
+        .order_by(
+            columns.hold.is_not(None), columns.workflow_run_pending_at.asc().nulls_last(), columns.created_at
+        )
         .limit(limit)
         .with_for_update(skip_locked=True)
     )

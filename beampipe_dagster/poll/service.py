@@ -21,7 +21,7 @@ from beampipe_dagster.clock import Clock
 from beampipe_dagster.errors import BeampipeError, ConflictError
 from beampipe_dagster.execution import run_record
 from beampipe_dagster.execution.outcome import finish
-from beampipe_dagster.execution.reconcile import Axes, Decision, reconcile
+from beampipe_dagster.execution.reconcile import Axes, Decision, NextAction, reconcile
 from beampipe_dagster.execution.steps import profile_of
 from beampipe_dagster.ids import Ids
 from beampipe_dagster.ledger import artifacts, executions, fsm, leases, provenance
@@ -106,9 +106,7 @@ class PollService:
         report = PollReport()
         token = self._ids.new()
         with self._ledger.begin() as conn:
-            mine = leases.acquire(
-                conn, LEASE, token, now=self._clock.now(), seconds=self._lease_seconds
-            )
+            mine = leases.acquire(conn, LEASE, token, now=self._clock.now(), seconds=self._lease_seconds)
         if not mine:
             report.skipped = "another poll is at work"
             return report
@@ -128,6 +126,8 @@ class PollService:
                 conn,
                 record.c.submission_state == SubmissionState.SUBMITTED.value,
                 record.c.status.in_([status.value for status in ACTIVE]),
+                # A finished session whose outputs are to be verified may be gone any time; it is not lost.
+                record.c.control_phase != ControlPhase.OUTPUT_VERIFICATION.value,
                 sa.or_(record.c.next_poll_at.is_(None), record.c.next_poll_at <= now),
                 limit=BATCH,
             )
@@ -195,6 +195,8 @@ class PollService:
         if execution.control_phase is ControlPhase.SUBMITTED:
             values["control_phase"] = ControlPhase.MONITORING
         decision = reconcile(_axes(execution, seen.state))
+        if decision.next_action is NextAction.VERIFY_OUTPUTS:
+            values["control_phase"] = ControlPhase.OUTPUT_VERIFICATION
         if decision.status in TERMINAL:
             return self._finish(conn, execution, seen, decision, values, now)
         kept = run_record.with_observation(
@@ -212,9 +214,7 @@ class PollService:
         else:
             values["last_error_code"] = None
         if decision.status is not Status.PENDING and decision.status is not execution.status:
-            patch = fsm.StatusPatch(
-                status=decision.status, error=patch.error, clear_error=patch.clear_error
-            )
+            patch = fsm.StatusPatch(status=decision.status, error=patch.error, clear_error=patch.clear_error)
         return executions.move(conn, execution, now=now, patch=patch, values=values)
 
     def _next_interval(self, execution: Execution, seen: SessionObservation, now: datetime) -> float:
@@ -312,9 +312,7 @@ class PollService:
             failure_class=FailureClass.GRAPH.value if error else None,
         )
 
-    def _mismatch(
-        self, conn: Connection, execution: Execution, decision: Decision, now: datetime
-    ) -> None:
+    def _mismatch(self, conn: Connection, execution: Execution, decision: Decision, now: datetime) -> None:
         event = provenance.Event(
             event_type="execution.reconciliation_mismatch",
             project_module=execution.project_module,

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,8 +34,8 @@ from beampipe_dagster.ledger.tables import batch_execution_record as record
 from beampipe_dagster.sandbox.archive.demo import DemoSurvey, load_demo
 from beampipe_dagster.sandbox.ports import LOOPBACK
 from beampipe_dagster.sandbox.up import UpOptions, environment, run_up
-from beampipe_dagster.sources.status import describe
 from beampipe_dagster.signature.payload import partition_key
+from beampipe_dagster.sources.status import describe
 
 ACTOR: Final = "demo"
 LOOK_SECONDS: Final = 1.0
@@ -287,8 +288,7 @@ class _Watcher:
             row.source_identifier
             for row in self._result.rows
             if row.executions != before[row.source_identifier].executions
-            or row.source.discovery_signature
-            != before[row.source_identifier].source.discovery_signature
+            or row.source.discovery_signature != before[row.source_identifier].source.discovery_signature
         }
         self._result.deposit = {
             "source_identifier": chosen.source_identifier,
@@ -419,7 +419,7 @@ def stage_seconds(run: Execution) -> dict[str, float]:
     if run.completed_at is not None:
         stamps.append((rfc3339(run.completed_at), "end"))
     seconds: dict[str, float] = {}
-    for (at, phase), (after, _) in zip(stamps, stamps[1:], strict=False):
+    for (at, phase), (after, _) in pairwise(stamps):
         seconds[phase] = round((_time(after) - _time(at)).total_seconds(), 3)
     if run.completed_at is not None:
         seconds["total"] = round((run.completed_at - run.created_at).total_seconds(), 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import site
 import socket
 import sys
@@ -250,7 +251,9 @@ def run_up(
         specs = stages(options)
         out.print(f"beampipe in [bold]{escape(str(home.root))}[/bold]", soft_wrap=True)
         server = (LOOPBACK, options.ports.code_server)
-        prepare_home(home.root, code_server=server, environment=environment(options))
+        settings = environment(options)
+        prepare_home(home.root, code_server=server, environment=settings)
+        write_environment(home, settings)
         supervisor = Supervisor(
             stages=specs,
             log_dir=home.logs,
@@ -272,6 +275,18 @@ def run_up(
             out.print("Stopping; press Ctrl-C again to stop at once.")
         out.print("Stopped; nothing is left running.")
     return 0
+
+
+def write_environment(home: Home, settings: Mapping[str, str]) -> Path:
+    """Leave the settings in ``<home>/env``, for a shell that runs Dagster itself on this home.
+
+    There is no secret in them: a database's URL stays in the environment that it came from.
+    """
+    lines = ["# For `set -a; . THIS_FILE; set +a`, before `dagster dev -w workspace.yaml`."]
+    lines += [f"{name}={shlex.quote(value)}" for name, value in sorted(settings.items())]
+    path = home.root / "env"
+    path.write_text("\n".join(lines) + "\n")
+    return path
 
 
 def _watch(

@@ -52,7 +52,7 @@ def failed_flags(metadata: Mapping[str, JsonValue]) -> list[str]:
     return sorted(failed)
 
 
-def blocker(
+def blocker(  # noqa: PLR0911  # one return a rule, in the order of the rules
     source: Source | None,
     metadata: Mapping[str, JsonValue],
     *,
@@ -82,10 +82,17 @@ def blocker(
         return _blocker("discovery_in_progress", "a discovery is looking at it now")
     if not considered:
         return _blocker("no_archive_metadata", "it has no archive metadata")
+    if not any(_datasets(document) for document in considered.values()):
+        return _blocker("no_datasets", "the archive holds no dataset for it")
     failed = failed_flags(considered)
     if failed:
         return _blocker("discovery_flags_failed", f"readiness flags do not pass: {', '.join(failed)}")
     return None
+
+
+def _datasets(document: JsonValue) -> bool:
+    """Whether a scheduling block's metadata hold anything to process."""
+    return not isinstance(document, dict) or document.get("datasets") != []
 
 
 def _blocker(code: str, message: str) -> Blocker:

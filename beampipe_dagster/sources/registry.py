@@ -14,9 +14,10 @@ from beampipe_dagster.ledger import outbox, projects, provenance, sources
 from beampipe_dagster.ledger.engine import Ledger
 from beampipe_dagster.ledger.sources import NewSource
 
-IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 +._:-]{0,99}")
+IDENTIFIER: Final = re.compile(r"(?!.*\.\.\.)[A-Za-z0-9][A-Za-z0-9 +._:-]{0,99}")
 """What an identifier may look like. It goes into ADQL literals and LIKE patterns, where no escape is portable:
-a backslash or a percent sign would change the query."""
+a backslash or a percent sign would change the query. It also leads the keys of Dagster's partitions, which
+cannot hold three dots in a row."""
 
 REGISTRY_ASSET: Final = "source_registry"
 
@@ -81,9 +82,7 @@ class SourceRegistry:
             outbox.put(conn, [message], now=now, available_at=now)
         return Registered(added, updated)
 
-    def mark_for_discovery(
-        self, project_id: str, identifiers: Sequence[str] | None, *, actor: str
-    ) -> int:
+    def mark_for_discovery(self, project_id: str, identifiers: Sequence[str] | None, *, actor: str) -> int:
         """Ask for a look at these sources (all enabled ones when none are named) at the next tick; their number.
 
         Raises
@@ -133,15 +132,16 @@ def _check(new: Sequence[NewSource]) -> None:
             raise InputError(
                 f"{name!r} cannot be a source identifier",
                 code="invalid_identifier",
-                hint="letters, digits, space and + . _ : - only, at most 100, beginning with a letter or digit",
+                hint="letters, digits, space and + . _ : - only, at most 100, beginning with a letter or digit,"
+                " no three dots in a row",
             )
         if name in seen:
             raise InputError(
                 f"{name!r} is given twice", code="duplicate_source", hint="give each source once"
             )
         seen.add(name)
-        ra_fits = source.ra_deg is None or 0 <= source.ra_deg < 360  # noqa: PLR2004  # degrees
-        dec_fits = source.dec_deg is None or -90 <= source.dec_deg <= 90  # noqa: PLR2004  # degrees
+        ra_fits = source.ra_deg is None or 0 <= source.ra_deg < 360
+        dec_fits = source.dec_deg is None or -90 <= source.dec_deg <= 90
         if not (ra_fits and dec_fits):
             raise InputError(
                 f"{name!r} has the position ({source.ra_deg}, {source.dec_deg})",

@@ -39,7 +39,7 @@ def test_the_indexes_that_are_locks_are_unique_and_partial(ledger: Ledger) -> No
         ):
             index = next(one for one in inspector.get_indexes(table) if one["name"] == name)
             assert index["unique"]
-            assert index["dialect_options"][f"{ledger.dialect}_where"]
+            assert str(index["dialect_options"][f"{ledger.dialect}_where"])
 
 
 def test_checks_of_the_metadata_are_in_the_database(ledger: Ledger) -> None:

@@ -178,7 +178,7 @@ class GraphBuilder:
             "linkDataArray": self._links,
         }
 
-    def _add(  # noqa: PLR0917  # a node is these five things and where it belongs
+    def _add(  # a node is these five things and where it belongs
         self,
         key: str,
         name: str,
