@@ -279,13 +279,9 @@ class DiscoveryService:
             "next_attempt_at": None,
         }
         if changed:
-            values["discovery_signature"] = signature
-            values["hold"] = None
-        if changed and not empty:
-            values["workflow_run_pending"] = True
-            values["workflow_run_pending_at"] = self._clock.now()
-        if changed and empty:
-            values["workflow_run_pending"] = False
+            values.update(discovery_signature=signature, hold=None, workflow_run_pending=not empty)
+            if not empty:
+                values["workflow_run_pending_at"] = self._clock.now()
         if not sources.settle(conn, source.id, report.token, values, now=self._clock.now()):
             report.lost.append(name)
             return

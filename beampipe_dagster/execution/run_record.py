@@ -6,6 +6,7 @@ section is frozen once it is there, texts are bounded. Times are RFC 3339 with m
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
@@ -15,6 +16,9 @@ from beampipe_dagster.clock import rfc3339
 KEY: Final = "beampipe_run_record"
 TEXT_LIMIT: Final = 512
 """Bytes of a raw state or an error that the record keeps."""
+
+_EXCEPTION: Final = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt|Failure|Warning)\b")
+"""How a traceback's last line begins; a long log may have lost its middle, so its place says nothing."""
 
 LOG_LIMIT: Final = 2048
 """Bytes of a failed drop's log that the record keeps."""
@@ -45,11 +49,10 @@ def headline(log: str) -> str:
     lines = [line for line in log.splitlines() if line.strip()]
     if not lines:
         return ""
-    starts = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent")]
-    if starts:
-        for line in lines[starts[-1] + 1 :]:
-            if not line.startswith((" ", "\t")):
-                return line.strip()
+    if any(line.startswith("Traceback (most recent") for line in lines):
+        raised = [line for line in lines if _EXCEPTION.match(line)]
+        if raised:
+            return raised[-1].strip()
     error = next((line for line in lines if line.startswith("ERROR")), lines[0])
     return error.removeprefix("ERROR:").strip()
 

@@ -8,6 +8,7 @@ never overlap. Nothing is ever failed for its age.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -47,6 +48,8 @@ LOST_LOOKS: Final = 3
 """Complete answers of "unknown session" before a submitted session counts as lost."""
 
 BATCH: Final = 500
+LOOKS: Final = 50
+"""Sessions that are looked at between two looks at the clock."""
 
 
 @dataclass(slots=True)
@@ -105,15 +108,19 @@ class PollService:
         """Look once at everything that is due."""
         report = PollReport()
         token = self._ids.new()
+        deadline = self._clock.monotonic() + self._lease_seconds / 2
         with self._ledger.begin() as conn:
             mine = leases.acquire(conn, LEASE, token, now=self._clock.now(), seconds=self._lease_seconds)
         if not mine:
             report.skipped = "another poll is at work"
             return report
         try:
-            self._uncertain.resolve(report.resolved, report.unreachable)
+            self._uncertain.resolve(report.resolved, report.unreachable, deadline=deadline)
             for backend, due in self._by_target(self._due()):
-                self._look(backend, due, report)
+                for start in range(0, len(due), LOOKS):
+                    if self._clock.monotonic() >= deadline:
+                        return report  # the rest is still due at the next tick
+                    self._look(backend, due[start : start + LOOKS], report)
         finally:
             with self._ledger.begin() as conn:
                 leases.release(conn, LEASE, token)
@@ -135,7 +142,12 @@ class PollService:
     def _by_target(self, due: Iterable[Execution]) -> list[tuple[Backend, list[Execution]]]:
         groups: dict[str, tuple[Backend, list[Execution]]] = {}
         for execution in due:
-            backend = self._backends.backend(profile_of(execution))
+            try:
+                self._expected(execution)
+                backend = self._backends.backend(profile_of(execution))
+            except BeampipeError as error:
+                self._cannot_look(execution, error)
+                continue
             groups.setdefault(backend.url, (backend, []))[1].append(execution)
         return list(groups.values())
 
@@ -164,6 +176,21 @@ class PollService:
                 report.terminal.append(execution.id)
                 self._oids.pop(execution.id, None)
                 self._clean_up(backend, moved)
+
+    def _cannot_look(self, execution: Execution, error: BeampipeError) -> None:
+        """Keep why an execution cannot be looked at; the others are, and it is tried again."""
+        now = self._clock.now()
+        with suppress(ConflictError), self._ledger.begin() as conn:
+            executions.move(
+                conn,
+                execution,
+                now=now,
+                patch=fsm.StatusPatch(error=str(error)),
+                values={
+                    "last_error_code": error.code,
+                    "next_poll_at": now + timedelta(seconds=LONGEST_INTERVAL_SECONDS),
+                },
+            )
 
     def _expected(self, execution: Execution) -> frozenset[str]:
         """Drops that the session must have; read from the physical graph once a process."""

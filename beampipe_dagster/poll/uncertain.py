@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 from beampipe_dagster.backends.base import Backend, SessionPresence, SubmissionReceipt
 from beampipe_dagster.backends.provider import BackendProvider
 from beampipe_dagster.clock import Clock
-from beampipe_dagster.errors import BeampipeError, ConflictError
+from beampipe_dagster.errors import BeampipeError, ConfigError, ConflictError
 from beampipe_dagster.execution.steps import profile_of
 from beampipe_dagster.execution.submission import record_receipt
 from beampipe_dagster.ids import Ids
@@ -49,12 +49,28 @@ class UncertainSubmissions:
         self._backends = backends
         self._interval = timedelta(seconds=interval_seconds)
 
-    def resolve(self, resolved: list[str], unreachable: list[str]) -> None:
-        """Look for every session without a receipt; identifiers go to the two lists."""
+    def resolve(self, resolved: list[str], unreachable: list[str], *, deadline: float) -> None:
+        """Look for every session without a receipt; identifiers go to the two lists.
+
+        Parameters
+        ----------
+        resolved, unreachable
+            Take the identifiers.
+        deadline
+            When to stop, as the clock's ``monotonic``; what is left stays due.
+        """
+        away: set[str] = set()
         for execution in self._open():
-            backend = self._backends.backend(profile_of(execution))
-            presence = backend.presence(execution.daliuge_session_id or "")
+            if self._clock.monotonic() >= deadline:
+                return
             try:
+                backend = self._backends.backend(profile_of(execution))
+                if backend.url in away:  # every question would take as long to fail
+                    presence = SessionPresence.UNREACHABLE
+                else:
+                    presence = backend.presence(execution.daliuge_session_id or "")
+                if presence is SessionPresence.UNREACHABLE:
+                    away.add(backend.url)
                 if presence is SessionPresence.UNREACHABLE:
                     unreachable.append(execution.id)
                     self._later(execution)
@@ -65,6 +81,8 @@ class UncertainSubmissions:
                     resolved.append(execution.id)
             except ConflictError:
                 continue  # it moved while we looked
+            except ConfigError:
+                unreachable.append(execution.id)  # its profile leads nowhere; the others are looked at
 
     def _open(self) -> list[Execution]:
         now = self._clock.now()
@@ -81,6 +99,29 @@ class UncertainSubmissions:
                 due,
             )
 
+    def _current(self, conn: Connection, execution: Execution) -> Execution:
+        """The execution as it is now, held, as long as it is the submission that was looked for.
+
+        Raises
+        ------
+        ConflictError
+            ``submission_resolved``: it got its receipt, or its process is alive after all.
+        """
+        current = executions.get(conn, execution.id, lock=True)
+        if (
+            not current.terminal
+            and current.daliuge_session_id == execution.daliuge_session_id
+            and current.submission_state in {SubmissionState.IN_FLIGHT, SubmissionState.UNCERTAIN}
+            and current.lease_token == execution.lease_token
+            and current.lease_expires_at == execution.lease_expires_at
+        ):
+            return current
+        raise ConflictError(
+            f"the submission of execution {execution.id} was resolved meanwhile",
+            code="submission_resolved",
+            hint="nothing has to be done",
+        )
+
     def _later(self, execution: Execution) -> None:
         now = self._clock.now()
         with self._ledger.begin() as conn:
@@ -96,7 +137,7 @@ class UncertainSubmissions:
             deployed_at=now,
         )
         with self._ledger.begin() as conn:
-            current = executions.get(conn, execution.id, lock=True)
+            current = self._current(conn, execution)
             self._note(conn, execution, SessionPresence.DEPLOYED)
             record_receipt(
                 conn,
@@ -113,15 +154,20 @@ class UncertainSubmissions:
         now = self._clock.now()
         looks = execution.absent_count + 1
         with self._ledger.begin() as conn:
+            current = self._current(conn, execution)
             self._note(conn, execution, presence)
             if looks < NEGATIVE_LOOKS:
                 executions.move(
                     conn,
-                    execution,
+                    current,
                     now=now,
                     values={"absent_count": looks, "next_poll_at": now + self._interval},
                 )
                 return False
+            # From here on its process, should it wake up, finds that it may not deploy any more.
+            execution = executions.move(
+                conn, current, now=now, values={"lease_token": None, "lease_expires_at": None}
+            )
         if presence is SessionPresence.UNDEPLOYED:
             try:
                 backend.discard(execution.daliuge_session_id or "")
@@ -132,7 +178,7 @@ class UncertainSubmissions:
                 self._later(execution)
                 return False
         with self._ledger.begin() as conn:
-            current = executions.get(conn, execution.id, lock=True)
+            current = self._current(conn, execution)
             moved = executions.move(
                 conn,
                 current,

@@ -359,17 +359,21 @@ def _progress(rows: list[Row]) -> str:
 
 def _table(rows: list[Row]) -> Table:
     table = Table(title="wallaby_demo", title_justify="left")
-    for column in ("source", "state", "expected", "partition", "drops", "runs", "reason"):
-        table.add_column(column, overflow="fold")
+    for column in ("source", "state", "signature", "drops", "runs"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("reason", overflow="fold")
     for row in rows:
         run = row.execution
         drops = (run.drop_counts or {}) if run else {}
-        style = "green" if row.as_expected else "red"
+        state = (
+            f"[green]{row.state}[/green]"
+            if row.as_expected
+            else f"[red]{row.state}[/red], expected {row.expected}"
+        )
         table.add_row(
             row.source_identifier,
-            f"[{style}]{row.state}[/{style}]",
-            row.expected,
-            run.partition_key if run else "",
+            state,
+            (row.source.discovery_signature or "")[:12],
             f"{drops.get('completed', 0)}/{drops.get('total', 0)}" if drops else "",
             str(row.executions),
             row.reason,

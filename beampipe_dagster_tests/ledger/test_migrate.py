@@ -24,7 +24,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 def test_migrations_make_exactly_the_tables_that_the_code_has(ledger: Ledger) -> None:
     with ledger.read() as conn:
-        context = MigrationContext.configure(conn, opts={"compare_type": True, "compare_server_default": False})
+        context = MigrationContext.configure(
+            conn, opts={"compare_type": True, "compare_server_default": False}
+        )
         assert compare_metadata(context, metadata) == []
         assert sa.inspect(conn).get_table_names() != []
 
