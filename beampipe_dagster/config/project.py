@@ -20,6 +20,7 @@ from pydantic import (
     Field,
     Strict,
     ValidationError,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -53,8 +54,17 @@ TRANSFORM_KINDS: Final = (
     "chain",
 )
 """What a transform can do."""
-MATCH_KINDS: Final = ("node_name",)
+OWN_MATCH_FIELDS: Final = {
+    "node_id": ("id",),
+    "node_name_index": ("name", "index"),
+    "category": ("category",),
+    "field_value": ("field", "value"),
+}
+"""The kinds of match beside ``node_name``, each with the fields that it needs."""
+MATCH_KINDS: Final = ("node_name", *OWN_MATCH_FIELDS)
 """What a graph patch can look for."""
+MATCH_COUNTS: Final = ("one", "many")
+"""How many nodes a graph patch may reach."""
 HOOKS: Final = ("prepare_metadata", "manifest", "graph_patches")
 """Where an extension can be called."""
 
@@ -85,6 +95,7 @@ def _name_or_names(value: object) -> object:
 
 TransformKind = Annotated[str, _one_of(*TRANSFORM_KINDS)]
 MatchKind = Annotated[str, _one_of(*MATCH_KINDS)]
+MatchCount = Annotated[str, _one_of(*MATCH_COUNTS)]
 Hook = Annotated[str, _one_of(*HOOKS)]
 TransformRef = Annotated[Any, BeforeValidator(_name_or_names)]
 
@@ -134,13 +145,36 @@ class TapLimits(Section):
     fail_open: bool = False
 
 
+class AuthEnv(Section):
+    """Names of the environment variables that hold an archive's credentials; never the credentials.
+
+    Either ``user`` and ``password`` (HTTP basic authentication) or ``token`` (a bearer token).
+    """
+
+    user: str | None = None
+    password: str | None = None
+    token: str | None = None
+
+
+class AdapterDefinition(Section):
+    """A TAP service that the survey names itself."""
+
+    tap_url: str
+    auth_env: AuthEnv | None = None
+    maxrec: U32 | None = None
+    timeout_seconds: U32 | None = None
+
+
 class Adapters(Section):
     """The archives that the survey needs."""
+
+    omitted_when_empty = frozenset({"definitions"})
 
     required: Many[str] = ()
     casda_tap_url: str | None = None
     vizier_tap_url: str | None = None
     tap: TapLimits = TapLimits()
+    definitions: dict[str, AdapterDefinition] = {}
 
 
 class GraphSource(Section):
@@ -211,10 +245,58 @@ class Manifest(Section):
 
 
 class GraphPatchMatch(Section):
-    """Which nodes of the graph a patch is for."""
+    """Which nodes of the graph a patch is for.
+
+    ``node_name`` looks for the name in ``equals``. Each other kind has fields of its own
+    (:data:`OWN_MATCH_FIELDS`); with none of them given it is unknown, as it was before it came, so
+    that no document changes its meaning or its digest.
+
+    Parameters
+    ----------
+    equals
+        ``node_name``: the name.
+    id
+        ``node_id``: the node's id.
+    name, index
+        ``node_name_index``: the name, and which of the nodes of that name, from 0 on.
+    category
+        ``category``: the node's category, e.g. ``Scatter``.
+    field, value
+        ``field_value``: the name of a field, and the value that it has in the graph.
+    count
+        How many nodes may match; see :attr:`may_be_many`.
+    """
 
     kind: MatchKind = UNKNOWN
     equals: str = ""
+    id: str | None = None
+    name: str | None = None
+    index: U32 | None = None
+    category: str | None = None
+    field: str | None = None
+    value: Any = None
+    count: MatchCount | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_kinds_have_own_fields(cls, value: object) -> object:
+        if isinstance(value, dict):
+            own = OWN_MATCH_FIELDS.get(kind) if isinstance(kind := value.get("kind"), str) else None
+            if own is not None and all(value.get(name) is None for name in own):
+                return {**value, "kind": UNKNOWN}
+        return value
+
+    @property
+    def may_be_many(self) -> bool:
+        """Whether several nodes may match: as ``count`` says, else for ``node_name`` only."""
+        return self.count == "many" if self.count else self.kind not in OWN_MATCH_FIELDS
+
+    def as_json(self) -> dict[str, JsonValue]:
+        """The match as JSON; ``equals`` only where it is the kind's field or is given."""
+        out = super().as_json()
+        if self.kind in OWN_MATCH_FIELDS and not self.equals:
+            del out["equals"]
+        return out
 
 
 class GraphPatch(Section):

@@ -164,7 +164,7 @@ def run_step(context: dg.AssetExecutionContext, platform: Platform, project_id: 
     for key in keys:
         try:
             execution = platform.launcher.for_partition(project_id, key, actor="dagster")
-            report = step(execution.id, holder=context.run_id)
+            report = step(execution.id, holder=context.run.run_id)
         except BeampipeError as error:
             failures.append(error)
             context.log.error(f"{key}: {error}")  # noqa: TRY400  # our error says more than a traceback

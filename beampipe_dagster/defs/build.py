@@ -73,7 +73,7 @@ def survey_definitions(config: ProjectConfig, interval_seconds: int) -> dg.Defin
     project_id = config.metadata.id
     job = dg.define_asset_job(
         names.execution_job(project_id),
-        selection=dg.AssetSelection.keys(*(names.asset_key(project_id, spec.name) for spec in STEPS)),
+        selection=dg.AssetSelection.assets(*(names.asset_key(project_id, spec.name) for spec in STEPS)),
         executor_def=dg.in_process_executor,
         description="Takes an admitted execution from its manifest to a running session.",
         tags={names.TAG_PROJECT: project_id, names.TAG_KIND: "execution"},

@@ -1,13 +1,14 @@
 """Asset checks: has the last execution succeeded, is nothing held, do stored rows still give their signature."""
 
 import dagster as dg
+import sqlalchemy as sa
 
 from beampipe_dagster.config.project import ProjectConfig
 from beampipe_dagster.defs import metadata, names
 from beampipe_dagster.defs.resources import PlatformResource
 from beampipe_dagster.execution.outcome import OUTCOME_CHECK
 from beampipe_dagster.ledger import archive, executions, projects, sources
-from beampipe_dagster.ledger.states import TERMINAL, Status
+from beampipe_dagster.ledger.states import Status
 from beampipe_dagster.ledger.tables import batch_execution_record as record
 from beampipe_dagster.signature.payload import sign_stored
 
@@ -31,14 +32,10 @@ def _succeeded(project_id: str) -> dg.AssetChecksDefinition:
         description="The execution that ended last was completed. Told by the poll at every ending.",
     )
     def execution_succeeded(platform: PlatformResource) -> dg.AssetCheckResult:
+        mine = record.c.project_module == project_id
+        newest = sa.select(sa.func.max(record.c.completed_at)).where(mine).scalar_subquery()
         with platform.get().ledger.read() as conn:
-            last = executions.select(
-                conn,
-                record.c.project_module == project_id,
-                record.c.status.in_([status.value for status in TERMINAL]),
-                limit=1,
-                newest_first=True,
-            )
+            last = executions.select(conn, mine, record.c.completed_at == newest, limit=1, newest_first=True)
         if not last:
             return dg.AssetCheckResult(passed=True, metadata={"execution": "none has ended yet"})
         return dg.AssetCheckResult(

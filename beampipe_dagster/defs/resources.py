@@ -11,6 +11,7 @@ from beampipe_dagster.config.settings import Settings
 
 _LOCK = threading.Lock()
 _PLATFORMS: dict[str, Platform] = {}
+_FIXED: dict[str, Platform] = {}
 
 
 class PlatformResource(dg.ConfigurableResource["PlatformResource"]):
@@ -30,17 +31,23 @@ class PlatformResource(dg.ConfigurableResource["PlatformResource"]):
 
 
 class FixedPlatform(PlatformResource):
-    """A platform that was made elsewhere; for tests and for embedding."""
+    """A platform that was made elsewhere; for tests and for embedding.
 
-    _platform: Platform | None = None
+    Parameters
+    ----------
+    token
+        Which one: Dagster makes a copy of a resource for each run, and only fields go with it.
+    """
+
+    token: str
 
     @classmethod
     def of(cls, platform: Platform) -> FixedPlatform:
         """A resource around ``platform``."""
-        resource = cls()
-        resource._platform = platform
-        return resource
+        token = f"fixed-{id(platform)}"
+        _FIXED[token] = platform
+        return cls(token=token)
 
     def get(self) -> Platform:
         """The platform it was made with."""
-        return self._platform or super().get()
+        return _FIXED[self.token]

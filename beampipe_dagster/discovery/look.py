@@ -100,7 +100,7 @@ class SourceLook:
     ) -> dict[str, JsonValue]:
         found: dict[str, JsonValue] = {}
         for sbid in sbids:
-            rows = self._ask(query, source, 0, {"sbid": sbid}, evidence)
+            rows = self._ask(query, source, len(self._config.discovery.queries), {"sbid": sbid}, evidence)
             row = choose_enrichment_row(query.name, sbid, rows)
             if row is not None:
                 found[sbid] = row

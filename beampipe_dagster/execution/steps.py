@@ -60,6 +60,7 @@ from beampipe_dagster.signature.payload import sign_stored
 
 FIRST_WAIT_SECONDS: Final = 5.0
 LONGEST_WAIT_SECONDS: Final = 300.0
+NOT_READY: Final = "step_not_ready"
 MAY_EXIST: Final = frozenset(
     {SubmissionState.IN_FLIGHT, SubmissionState.UNCERTAIN, SubmissionState.SUBMITTED}
 )
@@ -289,7 +290,9 @@ class ExecutionSteps:
                 )
             try:
                 yield execution, held
-            except ConflictError:
+            except ConflictError as error:
+                if error.code == NOT_READY:
+                    self._let_go(execution_id, holder)
                 raise
             except BeampipeError as error:
                 self._record_failure(execution_id, holder, error)
@@ -300,6 +303,10 @@ class ExecutionSteps:
                 )
                 self._record_failure(execution_id, holder, failure)
                 raise failure from error
+
+    def _let_go(self, execution_id: str, holder: str) -> None:
+        with self.ledger.begin() as conn:
+            executions.release_lease(conn, execution_id, holder)
 
     def _record_failure(self, execution_id: str, holder: str, error: BeampipeError) -> None:
         with self.ledger.begin() as conn:
@@ -364,7 +371,26 @@ class ExecutionSteps:
 
     @staticmethod
     def _document(conn: Connection, execution_id: str, kind: ArtifactKind) -> Any:  # noqa: ANN401  # JSON of a known shape
-        return artifacts.load(conn, artifacts.describe(conn, execution_id, kind).id)
+        return artifacts.load(conn, needed(conn, execution_id, kind).id)
+
+
+def needed(conn: Connection, execution_id: str, kind: ArtifactKind) -> Artifact:
+    """The document that a step works on.
+
+    Raises
+    ------
+    ConflictError
+        ``step_not_ready``: the step that makes it waits itself, which is no failure of this one.
+    """
+    found = artifacts.find(conn, execution_id, kind)
+    if found is None:
+        raise ConflictError(
+            f"execution {execution_id} has no {kind.value} yet",
+            code=NOT_READY,
+            hint="the steps before have to be done first; the execution goes on by itself",
+            retry=Retry.LATER,
+        )
+    return found
 
 
 def profile_of(execution: Execution) -> DeploymentProfile:

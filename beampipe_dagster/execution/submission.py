@@ -18,7 +18,7 @@ from beampipe_dagster.clock import Clock
 from beampipe_dagster.errors import BackendUnavailableError, BeampipeError, ConflictError, Retry
 from beampipe_dagster.execution import run_record
 from beampipe_dagster.execution.holder import Holder
-from beampipe_dagster.execution.steps import ExecutionSteps, StepReport, profile_of
+from beampipe_dagster.execution.steps import ExecutionSteps, StepReport, needed, profile_of
 from beampipe_dagster.ids import Ids
 from beampipe_dagster.ledger import artifacts, executions, fsm, provenance
 from beampipe_dagster.ledger.executions import Execution, Observation
@@ -63,7 +63,8 @@ class Submission:
         Raises
         ------
         ConflictError
-            ``submission_unresolved``: an earlier attempt may exist and is being looked for.
+            ``submission_unresolved``: an earlier attempt may exist and is being looked for;
+            ``step_not_ready``: there is no physical graph yet.
         SubmissionUncertainError
             It may have happened; the poll resolves it.
         BackendUnavailableError
@@ -81,7 +82,7 @@ class Submission:
                 )
             backend = self._steps.backends.backend(profile_of(execution))
             with self._ledger.read() as conn:
-                artifact = artifacts.describe(conn, execution_id, ArtifactKind.PHYSICAL_GRAPH)
+                artifact = needed(conn, execution_id, ArtifactKind.PHYSICAL_GRAPH)
                 drops: Any = artifacts.load(conn, artifact.id)
             intended = self._intend(execution, backend, len(drops))
             receipt = self._deploy(intended, backend, drops, held)

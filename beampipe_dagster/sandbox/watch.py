@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from beampipe_dagster.ledger.executions import Execution
 from beampipe_dagster.ledger.sources import Source
 from beampipe_dagster.ledger.states import ACTIVE, DaliugeState
 from beampipe_dagster.ledger.tables import batch_execution_record
+from beampipe_dagster.sandbox.terminal import age_text, clean, short_key, shortened
 from beampipe_dagster.signature.payload import partition_key
 from beampipe_dagster.sources.status import SourceState, Word, describe, latest_executions
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 ROWS: Final = 40
 """Sources that the live table shows; those that need looking at come first."""
 
-REASON_LENGTH: Final = 160
 BAR_LENGTH: Final = 5
 
 STYLES: Final[Mapping[str, str]] = {
@@ -68,19 +67,6 @@ _ORDER: Final = (
     Word.COMPLETED,
 )
 _NO_SESSION: Final = frozenset({DaliugeState.NOT_CREATED, DaliugeState.UNKNOWN})
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
-
-
-def clean(text: object) -> str:
-    """Text that may be shown: control characters of a log or an archive's answer do nothing to the terminal."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(text).replace("\r\n", "\n"))
-
-
-def shortened(text: str, length: int = REASON_LENGTH) -> str:
-    """The text on one line, of at most ``length`` characters."""
-    line = " ".join(clean(text).split())
-    return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
 def word_text(word: str | None, label: str | None = None) -> Text:
@@ -88,18 +74,6 @@ def word_text(word: str | None, label: str | None = None) -> Text:
     if not word:
         return Text("")
     return Text(label or word.replace("_", " "), style=STYLES.get(word, ""))
-
-
-def age_text(seconds: float) -> str:
-    """A length of time in at most two units: ``4.2 s``, ``3m 05s``, ``2h 10m``, ``5d 3h``."""
-    whole = max(0, int(seconds))
-    if whole < _MINUTE:
-        return f"{max(0.0, seconds):.1f} s"
-    if whole < _HOUR:
-        return f"{whole // _MINUTE}m {whole % _MINUTE:02d}s"
-    if whole < _DAY:
-        return f"{whole // _HOUR}h {whole % _HOUR // _MINUTE:02d}m"
-    return f"{whole // _DAY}d {whole % _DAY // _HOUR}h"
 
 
 def drops_text(counts: Mapping[str, Any] | None, *, length: int = BAR_LENGTH) -> Text:
@@ -116,11 +90,6 @@ def drops_text(counts: Mapping[str, Any] | None, *, length: int = BAR_LENGTH) ->
         ("░" * (length - full - broken), "dim"),
         f" {done}/{total}",
     )
-
-
-def short_key(key: str, identifier: str) -> str:
-    """A partition key without the source's name, which stands beside it."""
-    return key.removeprefix(identifier) if key.startswith(f"{identifier}@") else key
 
 
 def executions_table(platform: Platform, project_ids: Sequence[str], *, limit: int = ROWS) -> Table:

@@ -44,12 +44,12 @@ def test_every_path_goes_along_the_table_and_stamps_its_times_once(targets: list
     for number, target in enumerate(targets):
         now = START + timedelta(seconds=number)
         before = fields
-        try:
-            fields = apply(fields, StatusPatch(status=target), now=now)
-        except ConflictError as error:
-            assert error.code == "invalid_transition"
-            assert not allows(before.status, target)
+        legal = target is before.status or allows(before.status, target) or before.status in LOCKED
+        if not legal:
+            with pytest.raises(ConflictError):
+                apply(fields, StatusPatch(status=target), now=now)
             continue
+        fields = apply(fields, StatusPatch(status=target), now=now)
         assert fields.status is before.status or allows(before.status, fields.status)
         assert fields.started_at == (before.started_at or (now if fields.status is Status.RUNNING else None))
         if before.completed_at is not None:

@@ -129,10 +129,9 @@ def test_a_sources_own_stale_hours_win_over_the_surveys(ledger: Ledger) -> None:
     put(ledger, "often", last_checked_at=START, stale_after_hours=1)
     put(ledger, "seldom", last_checked_at=START, stale_after_hours=48)
     put(ledger, "usual", last_checked_at=START)
-    claim(ledger, "t1", now=START + 2 * HOUR)
-    claim(ledger, "t2", now=START + 25 * HOUR)
-    claim(ledger, "t3", now=START + 49 * HOUR)
-    assert (held(ledger, "t1"), held(ledger, "t2"), held(ledger, "t3")) == (["often"], ["usual"], ["seldom"])
+    for hours, due in ((2, ["often"]), (25, ["often", "usual"]), (49, ["often", "seldom", "usual"])):
+        claim(ledger, f"t{hours}", now=START + hours * HOUR)
+        assert held(ledger, f"t{hours}") == due
 
 
 def test_a_failing_source_waits_for_its_next_attempt(ledger: Ledger) -> None:
@@ -244,7 +243,7 @@ def test_a_running_claim_is_extended_with_its_sources_and_a_done_one_is_not(ledg
 
 def test_two_claimers_never_share_a_source(ledger: Ledger) -> None:
     put(ledger, *(f"S{number:02}" for number in range(30)))
-    done = at_once(*(lambda token=f"t{number}": claim(ledger, token, limit=7) for number in range(6)))  # type: ignore[misc]
+    done = at_once(*(lambda token=f"t{number}": claim(ledger, token, limit=7) for number in range(6)))
     assert not [one for one in done if isinstance(one, BaseException)]
     taken = [name for number in range(6) for name in held(ledger, f"t{number}")]
     assert len(taken) == len(set(taken))

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-import psycopg2
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
 
 from beampipe_dagster.ledger.engine import Ledger
 from beampipe_dagster.ledger.migrate import migrate
@@ -67,13 +68,12 @@ class PostgresServer:
 
     def execute(self, statement: str) -> None:
         """Run a statement outside of any transaction, in the maintenance database."""
-        connection = psycopg2.connect(host=str(self.directory), user="postgres", dbname="postgres")
+        engine = sa.create_engine(self.url("postgres"), isolation_level="AUTOCOMMIT")
         try:
-            connection.autocommit = True
-            with connection.cursor() as cursor:
-                cursor.execute(statement)
+            with engine.connect() as conn:
+                conn.exec_driver_sql(statement)
         finally:
-            connection.close()
+            engine.dispose()
 
     @contextmanager
     def database(self, *, template: str | None = TEMPLATE) -> Iterator[str]:
@@ -158,7 +158,7 @@ def _wait(server: PostgresServer, process: subprocess.Popen[bytes], log: Path) -
     while True:
         try:
             server.execute("SELECT 1")
-        except psycopg2.OperationalError as error:
+        except OperationalError as error:
             if process.poll() is not None or time.monotonic() > end:
                 raise AssertionError(f"PostgreSQL does not start: {log.read_text()}") from error
             time.sleep(0.05)

@@ -1,0 +1,192 @@
+"""What happened, in plain words: one sentence for each kind of event in the ledger."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from beampipe_dagster.cli.render import DIGITS, SHORT_ID, number
+from beampipe_dagster.ledger.provenance import RecordedEvent
+from beampipe_dagster.sandbox.terminal import shortened
+
+LENGTH: Final = 300
+
+Payload = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """An event in words, and the style in which they are shown."""
+
+    text: str
+    style: str = ""
+
+
+_GOOD, _BAD, _WAITS, _QUIET = "green", "red", "yellow", "dim"
+
+
+def tell(event: RecordedEvent) -> Sentence:
+    """One event in plain words; an unknown kind with what it carries."""
+    known = _WORDS.get(event.event_type)
+    if known is None:
+        carried = json.dumps(event.payload, sort_keys=True) if event.payload else ""
+        return Sentence(shortened(f"{event.event_type} {carried}", LENGTH))
+    words, style = known
+    return Sentence(shortened(words(event.payload), LENGTH), style)
+
+
+def without_repeats(events: Sequence[RecordedEvent]) -> list[tuple[RecordedEvent, int]]:
+    """Events for people: what is told once for each source of an execution comes once, with their number.
+
+    That an execution was admitted by the automation is left out: its creation says so.
+    """
+    told: list[tuple[RecordedEvent, int]] = []
+    places: dict[tuple[object, ...], int] = {}
+    for event in events:
+        if event.event_type == "execution.automated_admitted":
+            continue
+        key = (event.event_type, event.execution_id, event.occurred_at)
+        if event.execution_id is not None and key in places:
+            first, count = told[places[key]]
+            told[places[key]] = (first, count + 1)
+            continue
+        places[key] = len(told)
+        told.append((event, 1))
+    return told
+
+
+def _text(payload: Payload, key: str, default: str = "?") -> str:
+    value = payload.get(key)
+    return default if value is None or value == "" else str(value)
+
+
+def _count(payload: Payload, key: str, one: str) -> str:
+    value = payload.get(key)
+    return number(value, one) if isinstance(value, int) else f"? {one}s"
+
+
+def _error(payload: Payload) -> str:
+    code = payload.get("code")
+    return _text(payload, "message", "no reason given") + (f" [{code}]" if code else "")
+
+
+def _registered(payload: Payload) -> str:
+    return "registered" + ("" if payload.get("enabled", True) else ", disabled")
+
+
+def _updated(payload: Payload) -> str:
+    return "registered again, " + ("enabled" if payload.get("enabled", True) else "disabled")
+
+
+def _changed(payload: Payload) -> str:
+    found = f"{_count(payload, 'datasets', 'dataset')} in {_count(payload, 'sbids', 'scheduling block')}"
+    return f"discovery found news: {found}, signature {_text(payload, 'signature')[:DIGITS]}"
+
+
+def _asked(payload: Payload) -> str:
+    sources = payload.get("sources")
+    many = f" with {number(sources, 'source')}" if isinstance(sources, int) and sources > 1 else ""
+    return f"a look was asked for{many}"
+
+
+def _created(payload: Payload) -> str:
+    return f"admitted as {_text(payload, 'partition_key')} with profile {_text(payload, 'profile')}"
+
+
+def _translated(payload: Payload) -> str:
+    return f"graph translated and placed: {_count(payload, 'drops', 'drop')}"
+
+
+def _started(payload: Payload) -> str:
+    attempt = payload.get("attempt")
+    again = f" (attempt {attempt})" if isinstance(attempt, int) and attempt > 1 else ""
+    # The session's name is long, and in `beampipe execution show`.
+    return f"submitting a session{again} to {_text(payload, 'manager_url')}"
+
+
+def _submitted(payload: Payload) -> str:
+    if payload.get("adopted"):
+        return "submission proven: its session was found running"
+    return f"submitted: the session runs with {_count(payload, 'drops', 'drop')}"
+
+
+def _disproved(payload: Payload) -> str:
+    return f"submission disproved: its session is {_text(payload, 'presence')}; it is submitted afresh"
+
+
+def _mismatch(payload: Payload) -> str:
+    person = "; an operator must look" if payload.get("requires_operator") else ""
+    return f"two layers contradict each other: {_text(payload, 'code').replace('_', ' ')}{person}"
+
+
+def _failed(payload: Payload) -> str:
+    return f"failed: {_text(payload, 'error', 'no reason given')}"
+
+
+def _ended(word: str) -> Callable[[Payload], str]:
+    def words(payload: Payload) -> str:
+        error = payload.get("error")
+        return f"{word}: {error}" if error else word
+
+    return words
+
+
+def _activated(payload: Payload) -> str:
+    return f"survey at revision {_text(payload, 'version')} ({_text(payload, 'spec_sha256')[:DIGITS]})"
+
+
+_WORDS: Final[dict[str, tuple[Callable[[Payload], str], str]]] = {
+    "config.activated": (_activated, ""),
+    "source.registered": (_registered, ""),
+    "source.updated": (_updated, ""),
+    "discovery.requested": (_asked, ""),
+    "discovery.changed": (_changed, "cyan"),
+    "discovery.unchanged": (lambda _: "discovery found nothing new", _QUIET),
+    "discovery.no_datasets": (lambda _: "discovery found no dataset", _QUIET),
+    "discovery.error": (lambda payload: f"discovery had no complete answer: {_error(payload)}", _WAITS),
+    "discovery.timeout": (lambda payload: f"discovery had no answer in time: {_error(payload)}", _WAITS),
+    "execution.held": (lambda payload: f"held: {_error(payload)}", _WAITS),
+    "execution.created": (_created, ""),
+    "execution.automated_admitted": (lambda _: "admitted by the automation", _QUIET),
+    "execution.manifest_generated": (lambda payload: f"manifest built ({_sha(payload)})", ""),
+    "execution.graph_patched": (lambda payload: f"graph prepared ({_sha(payload)})", ""),
+    "execution.translated": (_translated, ""),
+    "execution.waiting": (lambda payload: f"waits: {_error(payload)}", _WAITS),
+    "execution.execute_started": (_started, ""),
+    "execution.submission_recorded": (_submitted, "cyan"),
+    "execution.submission_uncertain": (
+        lambda payload: f"submission uncertain, its session is being looked for: {_error(payload)}",
+        _WAITS,
+    ),
+    "execution.submission_disproved": (_disproved, _WAITS),
+    "execution.reconciliation_mismatch": (_mismatch, _WAITS),
+    "execution.session_left_behind": (
+        lambda payload: f"its session could not be deleted: {_error(payload)}",
+        _QUIET,
+    ),
+    "execution.completed": (_ended("completed"), _GOOD),
+    "execution.failed": (_failed, _BAD),
+    "execution.cancelled": (_ended("cancelled"), _QUIET),
+    "execution.not_submitted": (_ended("not submitted"), _WAITS),
+}
+
+
+def _sha(payload: Payload) -> str:
+    return _text(payload, "sha256")[:DIGITS]
+
+
+def about(event: RecordedEvent, *, subject: str) -> str:
+    """What an event is about, where the page is about something larger than that.
+
+    Parameters
+    ----------
+    subject
+        ``source``, ``execution`` or ``project``: what the whole timeline is about.
+    """
+    name = event.source_identifier or ""
+    short = (event.execution_id or "")[:SHORT_ID]
+    if subject == "project":
+        return name or short
+    return short if subject == "source" else name
