@@ -309,7 +309,7 @@ def _defect(error: Exception) -> BeampipeError:
 
 
 def _pipe_closed() -> int:
-    """Whoever read our output has gone (``beampipe … | head``): nothing is wrong."""
+    """Whoever read our output has gone (``beampipe … | head``): nothing is said, as click does it too."""
     # Python flushes stdout once more at exit; that must not fail either.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return 0
+    return EXIT_FAILED

@@ -34,10 +34,10 @@ def show_report(out: Console, report: ValidationReport, *, name: str, text: str)
         _show(out, diagnostic, name=name, lines=lines)
     warned = f", {number(len(report.warnings), 'warning')}" if report.warnings else ""
     if report.valid:
-        out.print(Text.assemble((f"{clean(report.project_id)} is valid", "green"), warned))
+        out.print(Text.assemble((f"{clean(report.project_id)} is valid", "green"), warned), soft_wrap=True)
         return
     found = f"{number(len(report.errors), 'error')}{warned}: {clean(name)} cannot be used"
-    out.print(Text(found, style="bold red"))
+    out.print(Text(found, style="bold red"), soft_wrap=True)
 
 
 def _show(out: Console, diagnostic: Diagnostic, *, name: str, lines: Sequence[str]) -> None:

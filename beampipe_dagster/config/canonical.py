@@ -137,8 +137,7 @@ def parse_json(text: str | bytes, *, name: str = "<text>") -> JsonValue:
     except _NotANumberError as error:
         raise _refused(str(error), name=name) from None
     except JSONDecodeError as error:
-        place = f"{name}:{error.lineno}:{error.colno}"
-        raise _refused(error.msg.lower(), name=place) from None
+        raise _refused(error.msg.lower(), name=name, place=(error.lineno, error.colno)) from None
     except UnicodeDecodeError as error:
         raise _refused(f"byte {error.start} is not UTF-8", name=name) from None
     except UnicodeEncodeError:
@@ -209,9 +208,13 @@ def sha256_hex(data: str | bytes) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
-def _refused(reason: str, *, name: str = "canonical JSON") -> ConfigError:
+def _refused(
+    reason: str, *, name: str = "canonical JSON", place: tuple[int, int] | None = None
+) -> ConfigError:
+    where = f"{name}:{place[0]}:{place[1]}" if place else name
     return ConfigError(
-        f"{name}: {reason}",
+        f"{where}: {reason}",
         code="invalid_json",
         hint="Give JSON as RFC 8259 has it: UTF-8, finite numbers, string keys.",
+        details={"line": place[0], "column": place[1]} if place else None,
     )

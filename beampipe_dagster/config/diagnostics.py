@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
     from beampipe_dagster.config.canonical import JsonValue
-    from beampipe_dagster.config.yaml_loader import Path
+    from beampipe_dagster.config.yaml_loader import Path, YamlDocument
 
 _EXPECTED = {
     "string_type": "text",
@@ -171,6 +171,22 @@ def dotted(path: Path) -> str:
     return text.removeprefix(".") if text not in {"", "."} else "."
 
 
+def located(
+    document: YamlDocument,
+    path: Path,
+    code: str,
+    message: str,
+    *,
+    hint: str | None = None,
+    severity: Severity = Severity.ERROR,
+) -> Diagnostic:
+    """A diagnostic with the place of the value, or of what is nearest around it."""
+    place = next(
+        (p for end in range(len(path), -1, -1) if (p := document.position(path[:end]))), (None, None)
+    )
+    return Diagnostic(dotted(path), severity, code, message, hint, place[0], place[1])
+
+
 @lru_cache(maxsize=256)
 def _close(name: str, known: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(difflib.get_close_matches(name, known, n=2, cutoff=0.6))
@@ -193,7 +209,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def structure_problems(
-    error: ValidationError, model: type[BaseModel], value: JsonValue
+    error: ValidationError, model: type[BaseModel], value: JsonValue, *, limit: int | None = None
 ) -> list[StructureProblem]:
     """All the ways in which a value does not fit a model.
 
@@ -205,10 +221,11 @@ def structure_problems(
         The model of the whole value.
     value
         The whole value; union tags that pydantic puts into its paths are not in it, and are dropped.
+    limit
+        How many to say; all of them unless given.
     """
-    return [
-        _problem(details, model, value) for details in error.errors(include_url=False, include_context=True)
-    ]
+    found = error.errors(include_url=False, include_context=True)
+    return [_problem(details, model, value) for details in found[:limit]]
 
 
 def _problem(details: ErrorDetails, model: type[BaseModel], value: JsonValue) -> StructureProblem:
@@ -221,7 +238,7 @@ def _problem(details: ErrorDetails, model: type[BaseModel], value: JsonValue) ->
     if unknown:
         hint = nearest(last, _field_names(model, loc[:-1]))
         return StructureProblem(
-            Mismatch.UNKNOWN_FIELD, (*path, last), last, f"the field {last!r} is not known", hint
+            Mismatch.UNKNOWN_FIELD, (*path, last), last, f"the field {_shown(last)} is not known", hint
         )
     if missing:
         hint = f"Add {last} under {dotted(path)}." if path else f"Add {last} at the top level."

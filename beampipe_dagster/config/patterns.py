@@ -18,6 +18,9 @@ from functools import lru_cache
 
 from beampipe_dagster.errors import ConfigError
 
+MAX_PATTERN = 2000
+"""Longest pattern that is compiled, in characters."""
+
 _SAME_ESCAPES = frozenset("AbBdDsSwWntrfva")
 _CLASS_ESCAPES = frozenset("dDsSwWntrfva")
 _PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;=?@[\\]^_`{|}~ ")
@@ -58,6 +61,10 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     ConfigError
         ``invalid_pattern``: not a pattern there, or one that cannot mean the same here.
     """
+    if len(pattern) > MAX_PATTERN:
+        raise _refused(
+            f"{pattern[:40]}...", f"it has {len(pattern)} characters; at most {MAX_PATTERN} are read"
+        )
     translated = _Translator(pattern).translate()
     try:
         return re.compile(translated)

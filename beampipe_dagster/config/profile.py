@@ -7,9 +7,10 @@ are spelled out do not change it; it identifies the revision that an execution w
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from beampipe_dagster.config.canonical import JsonValue, digest, parse_json
 from beampipe_dagster.config.diagnostics import (
@@ -19,16 +20,27 @@ from beampipe_dagster.config.diagnostics import (
     nearest,
     structure_problems,
 )
+from beampipe_dagster.config.secrets import find_secrets
+from beampipe_dagster.config.yaml_loader import load_yaml
 from beampipe_dagster.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from beampipe_dagster.config.yaml_loader import Path, YamlDocument
 
 SAFE_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,50}")
 """What names of profiles and of SSH credentials are made of; they become parts of paths."""
 PORT_MAX: Final = 65_535
 
 _I64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+# What is out of bounds is read, so that all of it can be named at once; the schema says what is valid.
+_Count = Annotated[_I64, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 2**63 - 1})]
+_Port = Annotated[_I64, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": PORT_MAX})]
+MAX_DIAGNOSTICS: Final = 200
+"""Most errors that are told of one profile."""
+
+_NAMES: Final = frozenset({("deployment", "ssh_credential")})
 _STAMP = frozenset({"id", "revision", "spec_sha256"})
 
 
@@ -41,10 +53,14 @@ class _Part(BaseModel):
 class Translation(_Part):
     """How the translator makes a physical graph of a logical one."""
 
-    algo: Literal["metis", "mysarkar"] = "metis"
-    num_par: _I64 = 1
-    num_islands: _I64 = 0
-    tm_url: str | None = None
+    algo: Literal["metis", "mysarkar"] = Field(
+        "metis", description="How the translator distributes drops over the nodes"
+    )
+    num_par: _Count = Field(1, description="Partitions of the physical graph; 1 keeps a session on one node")
+    num_islands: _I64 = Field(0, description="Data islands that the translator plans for")
+    tm_url: str | None = Field(
+        None, description="Base URL of the translator; unless given, the platform's own"
+    )
 
 
 class RestRemote(_Part):
@@ -56,34 +72,38 @@ class RestRemote(_Part):
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
-    kind: Literal["rest_remote"] = "rest_remote"
-    dim_host_for_tm: str | None = None
-    dim_port_for_tm: _I64 = 8001
-    deploy_host: str | None = None
-    deploy_port: _I64 = 8001
-    use_https: bool = False
-    verify_ssl: bool = True
+    kind: Literal["rest_remote"] = Field("rest_remote", description="An island manager over HTTP")
+    dim_host_for_tm: str | None = Field(
+        None, description="The manager's host as the translator sees it, if that differs"
+    )
+    dim_port_for_tm: _Port = Field(8001, description="The manager's port as the translator sees it")
+    deploy_host: str | None = Field(None, description="Host of the island manager; required")
+    deploy_port: _Port = Field(8001, description="Port of the island manager")
+    use_https: bool = Field(False, description="Whether the manager is asked over TLS")
+    verify_ssl: bool = Field(True, description="Whether its certificate must be valid")
 
 
 class SlurmResources(_Part):
     """What a Slurm job asks for."""
 
-    partition: str | None = None
-    nodes: _I64 | None = None
-    tasks: _I64 | None = None
-    cpus_per_task: _I64 | None = None
-    memory: str | None = None
-    wall_time_minutes: _I64 | None = None
-    constraint: str | None = None
-    quality_of_service: str | None = None
+    partition: str | None = Field(None, description="Partition (queue) of the job")
+    nodes: _Count | None = Field(None, description="Nodes of the job; before num_nodes")
+    tasks: _Count | None = Field(None, description="Tasks of the job")
+    cpus_per_task: _Count | None = Field(None, description="Processor cores for each task")
+    memory: str | None = Field(None, description="Memory of the job, as sbatch takes it")
+    wall_time_minutes: _Count | None = Field(None, description="Longest run; before job_duration_minutes")
+    constraint: str | None = Field(None, description="Features that the nodes must have")
+    quality_of_service: str | None = Field(None, description="Quality of service (QOS)")
 
 
 class ManagerTopology(_Part):
     """Where DALiuGE's managers go within a job."""
 
-    nodes: _I64 | None = None
-    islands: _I64 | None = None
-    co_host_dim: bool = False
+    nodes: _Count | None = Field(None, description="Nodes with a node manager")
+    islands: _Count | None = Field(None, description="Data islands; before num_islands")
+    co_host_dim: bool = Field(
+        False, description="Whether an island manager shares its node with a node manager"
+    )
 
 
 class SlurmRemote(_Part):
@@ -91,34 +111,36 @@ class SlurmRemote(_Part):
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
-    kind: Literal["slurm_remote"] = "slurm_remote"
-    login_node: str
-    ssh_port: _I64 = 22
-    remote_user: str | None = None
-    ssh_credential: str | None = None
-    account: str
-    home_dir: str
-    log_dir: str
-    exec_prefix: str = "srun -l"
-    dlg_root: str
-    venv: str | None = None
-    modules: str | None = None
-    facility: str = "setonix"
-    job_duration_minutes: _I64 = 30
-    num_nodes: _I64 = 1
-    num_islands: _I64 = 1
-    verbose_level: _I64 = 1
-    max_threads: _I64 = 0
-    all_nics: bool = False
-    zerorun: bool = False
-    sleepncopy: bool = False
-    check_with_session: bool = False
-    verify_ssl: bool | None = None
-    slurm_template: str | None = None
-    resources: SlurmResources = SlurmResources()
-    manager_topology: ManagerTopology = ManagerTopology()
-    container_runtime: str | None = None
-    environment_setup: str | None = None
+    kind: Literal["slurm_remote"] = Field("slurm_remote", description="A Slurm cluster over SSH")
+    login_node: str = Field(description="Host that sbatch is called on")
+    ssh_port: _Port = Field(22, description="Port of its SSH service")
+    remote_user: str | None = Field(None, description="User there; unless given, that of the process")
+    ssh_credential: str | None = Field(
+        None, description="Name of the slot with key and known hosts; never a key"
+    )
+    account: str = Field(description="Account that the job is charged to")
+    home_dir: str = Field(description="Directory of the user, absolute")
+    log_dir: str = Field(description="Directory of the logs, absolute")
+    exec_prefix: str = Field("srun -l", description="What starts the managers within the job")
+    dlg_root: str = Field(description="DALiuGE's directory for sessions, absolute")
+    venv: str | None = Field(None, description="Python environment with DALiuGE")
+    modules: str | None = Field(None, description="Modules to load, as a shell line")
+    facility: str = Field("setonix", description="Name of the facility for DALiuGE")
+    job_duration_minutes: _Count = Field(30, description="Longest run of the job")
+    num_nodes: _Count = Field(1, description="Nodes of the job")
+    num_islands: _Count = Field(1, description="Data islands")
+    verbose_level: _I64 = Field(1, description="How much DALiuGE logs")
+    max_threads: _I64 = Field(0, description="Threads of a node manager; 0 leaves it to DALiuGE")
+    all_nics: bool = Field(False, description="Whether managers listen on all network interfaces")
+    zerorun: bool = Field(False, description="Kept for other systems; no effect")
+    sleepncopy: bool = Field(False, description="Kept for other systems; no effect")
+    check_with_session: bool = Field(False, description="Kept for other systems; no effect")
+    verify_ssl: bool | None = Field(None, description="Whether the translator's certificate must be valid")
+    slurm_template: str | None = Field(None, description="Text of the job script's template")
+    resources: SlurmResources = Field(SlurmResources(), description="What the job asks Slurm for")
+    manager_topology: ManagerTopology = Field(ManagerTopology(), description="Where the managers go")
+    container_runtime: str | None = Field(None, description="Kept for other systems; no effect")
+    environment_setup: str | None = Field(None, description="Shell lines before the managers start")
 
     @property
     def effective_nodes(self) -> int:
@@ -139,13 +161,19 @@ class SlurmRemote(_Part):
 class DeploymentProfile(_Part):
     """A deployment profile."""
 
-    name: str
-    description: str | None = None
-    project_module: str | None = None
-    is_default: bool = False
-    max_concurrent_executions: _I64 | None = None
-    translation: Translation
-    deployment: Annotated[RestRemote | SlurmRemote, Field(discriminator="kind")]
+    name: str = Field(description="Identity: 1 to 50 of the characters A-Z a-z 0-9 . _ -")
+    description: str | None = Field(None, description="A sentence for people")
+    project_module: str | None = Field(
+        None, description="The only survey that may use it; unless given, any may"
+    )
+    is_default: bool = Field(False, description="Whether it is taken where a survey names none")
+    max_concurrent_executions: _Count | None = Field(
+        None, description="Executions with this profile at a time"
+    )
+    translation: Translation = Field(description="From the logical to the physical graph")
+    deployment: Annotated[RestRemote | SlurmRemote, Field(discriminator="kind")] = Field(
+        description="Where the physical graph runs"
+    )
 
     def as_json(self) -> dict[str, JsonValue]:
         """The typed profile: defaults filled in, absent scalars ``null`` at the top, else left out."""
@@ -175,7 +203,8 @@ class DeploymentProfile(_Part):
             ``invalid_profile``, as :func:`load_profile`.
         """
         value = {key: part for key, part in snapshot.items() if key not in _STAMP}
-        return load_profile(value, name="profile snapshot")
+        # What an execution was admitted with is not judged again by rules about files.
+        return _checked(value, "profile snapshot", positions=_Positions(None), found=[])
 
 
 def load_profile(text: str | bytes | JsonValue, *, name: str = "<profile>") -> DeploymentProfile:
@@ -192,40 +221,79 @@ def load_profile(text: str | bytes | JsonValue, *, name: str = "<profile>") -> D
     ------
     ConfigError
         ``invalid_json``; or ``invalid_profile``, whose message shows the first thing that is wrong,
-        while ``details["diagnostics"]`` has all of them.
+        while ``details["diagnostics"]`` has all of them, with line and column where the text is known.
     """
     value = parse_json(text, name=name) if isinstance(text, str | bytes) else text
+    secrets = [_secret(path, kind) for path, kind in find_secrets(value, keys=True) if path not in _NAMES]
+    return _checked(value, name, positions=_Positions(text), found=secrets)
+
+
+def _checked(
+    value: JsonValue, name: str, *, positions: _Positions, found: list[Diagnostic]
+) -> DeploymentProfile:
     try:
         profile = DeploymentProfile.model_validate(value)
     except ValidationError as error:
-        problems = structure_problems(error, DeploymentProfile, value)
+        problems = structure_problems(error, DeploymentProfile, value, limit=MAX_DIAGNOSTICS)
+        structure = [
+            Diagnostic(dotted(p.path), Severity.ERROR, "invalid_profile_structure", p.message, p.hint)
+            for p in problems
+        ]
         raise _invalid(
             name,
-            [
-                Diagnostic(dotted(p.path), Severity.ERROR, "invalid_profile_structure", p.message, p.hint)
-                for p in problems
-            ],
+            positions.placed([*structure, *found]),
             mismatches=[{"kind": p.kind.value, "subject": p.subject} for p in problems],
         ) from None
-    if found := list(_errors(profile)):
-        raise _invalid(name, found)
+    if wrong := [*_errors(profile), *found]:
+        raise _invalid(name, positions.placed(wrong[:MAX_DIAGNOSTICS]))
     return profile
 
 
-def profile_warnings(value: JsonValue) -> tuple[Diagnostic, ...]:
-    """Fields of ``deployment`` that nothing reads, most likely misspelt ones.
+class _Positions:
+    """Where things stand in a profile's text. JSON is read as the YAML that it is too, when it is needed."""
+
+    def __init__(self, text: str | bytes | JsonValue) -> None:
+        self._text = text
+
+    def placed(self, found: list[Diagnostic]) -> list[Diagnostic]:
+        """The diagnostics with line and column, as far as they can be known."""
+        if not isinstance(self._text, str | bytes):
+            return found
+        try:
+            document = load_yaml(self._text)
+        except ConfigError:  # a repeated key, or white space that only JSON has
+            return found
+        return [self._with_place(item, document) for item in found]
+
+    @staticmethod
+    def _with_place(item: Diagnostic, document: YamlDocument) -> Diagnostic:
+        path: Path = () if item.path == "." else tuple(item.path.split("."))
+        place = next((p for end in range(len(path), -1, -1) if (p := document.position(path[:end]))), None)
+        return item if place is None else replace(item, line=place[0], column=place[1])
+
+
+def profile_warnings(value: JsonValue, *, text: str | bytes | None = None) -> tuple[Diagnostic, ...]:
+    """What a valid profile says that is most likely not meant.
 
     Parameters
     ----------
     value
         The profile's JSON value, one that :func:`load_profile` accepts.
+    text
+        The text that it was read from, for line and column.
+
+    Returns
+    -------
+    tuple of Diagnostic
+        ``unknown_field``: a field of ``deployment`` that nothing reads. ``islands_exceed_nodes``,
+        ``fewer_tasks_than_nodes``: a job whose managers would not come up.
     """
     deployment = value.get("deployment") if isinstance(value, dict) else None
     if not isinstance(deployment, dict):
         return ()
     model = SlurmRemote if deployment.get("kind") == "slurm_remote" else RestRemote
     known = list(model.model_fields)
-    return tuple(
+    found = [
         Diagnostic(
             f"deployment.{key}",
             Severity.WARNING,
@@ -235,6 +303,45 @@ def profile_warnings(value: JsonValue) -> tuple[Diagnostic, ...]:
         )
         for key in deployment
         if key not in known
+    ]
+    if model is SlurmRemote:
+        found.extend(_topology_warnings(deployment))
+    return tuple(_Positions(text).placed(found))
+
+
+def _topology_warnings(deployment: JsonValue) -> Iterator[Diagnostic]:
+    try:
+        slurm = SlurmRemote.model_validate(deployment)
+    except ValidationError:
+        return
+    nodes, islands, tasks = slurm.effective_nodes, slurm.effective_islands, slurm.resources.tasks
+    if islands > nodes:
+        given = slurm.manager_topology.islands is not None
+        yield Diagnostic(
+            f"deployment.{'manager_topology.islands' if given else 'num_islands'}",
+            Severity.WARNING,
+            "islands_exceed_nodes",
+            f"{islands} data islands do not fit on {nodes} nodes: each needs a node for its manager",
+            f"Give at most {nodes} islands, or more nodes.",
+        )
+    if tasks is not None and tasks < nodes:
+        yield Diagnostic(
+            "deployment.resources.tasks",
+            Severity.WARNING,
+            "fewer_tasks_than_nodes",
+            f"{tasks} tasks leave some of the {nodes} nodes without a manager",
+            f"Give at least {nodes} tasks, or leave tasks out.",
+        )
+
+
+def _secret(path: Path, kind: str) -> Diagnostic:
+    return Diagnostic(
+        dotted(path),
+        Severity.ERROR,
+        "inline_secret",
+        f"looks like {kind}; profiles are stored, shown and copied into every execution",
+        "Take it out, and change it where it is used. A profile names a slot in ssh_credential; keys and "
+        "passwords are in the slot's files or in the environment of the process.",
     )
 
 

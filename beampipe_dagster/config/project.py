@@ -11,21 +11,15 @@ format.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Final, TypeVar
+from typing import Annotated, Any, Final
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    Strict,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from beampipe_dagster.config.canonical import JsonValue, ordered_json, sha256_hex
 from beampipe_dagster.config.diagnostics import dotted, structure_problems
+from beampipe_dagster.config.section import U32, U64, Limit, Many, OneOf, Section
+from beampipe_dagster.config.section import UNKNOWN as UNKNOWN  # noqa: PLC0414  # a word of this format too
 from beampipe_dagster.errors import ConfigError
 
 API_VERSION: Final = "beampipe.dev/v2"
@@ -34,8 +28,6 @@ KIND: Final = "ProjectConfig"
 """The one kind of file."""
 INVENTORY_SCHEMA: Final = "wallaby-hires-output-inventory/v1"
 """The one schema of output inventories that is known."""
-UNKNOWN: Final = "unknown"
-"""What an enumerated field holds when its text is none of the known ones."""
 TRANSFORM_KINDS: Final = (
     "identity",
     "trim",
@@ -68,22 +60,6 @@ MATCH_COUNTS: Final = ("one", "many")
 HOOKS: Final = ("prepare_metadata", "manifest", "graph_patches")
 """Where an extension can be called."""
 
-T = TypeVar("T")
-Many = Annotated[tuple[T, ...], Strict(strict=False)]
-"""A list in the file, a tuple in the model."""
-U32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
-U64 = Annotated[int, Field(ge=0, le=2**64 - 1)]
-I64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
-
-
-def _one_of(*known: str) -> BeforeValidator:
-    """Text that is not known becomes :data:`UNKNOWN`, which validation reports."""
-
-    def normalise(value: object) -> object:
-        return UNKNOWN if isinstance(value, str) and value not in known else value
-
-    return BeforeValidator(normalise)
-
 
 def _name_or_names(value: object) -> object:
     if value is None or isinstance(value, str):
@@ -93,56 +69,32 @@ def _name_or_names(value: object) -> object:
     raise PydanticCustomError("transform_type", "the name of a transform, or a list of names")
 
 
-TransformKind = Annotated[str, _one_of(*TRANSFORM_KINDS)]
-MatchKind = Annotated[str, _one_of(*MATCH_KINDS)]
-MatchCount = Annotated[str, _one_of(*MATCH_COUNTS)]
-Hook = Annotated[str, _one_of(*HOOKS)]
-TransformRef = Annotated[Any, BeforeValidator(_name_or_names)]
-
-
-class Section(BaseModel):
-    """A part of a project: frozen, strict about types, no unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    omitted_when_empty: ClassVar[frozenset[str]] = frozenset()
-    """Fields that the canonical form leaves out when they are empty."""
-
-    def as_json(self) -> dict[str, JsonValue]:
-        """The section as JSON: declared order, maps sorted, defaults filled in, ``None`` left out."""
-        out: dict[str, JsonValue] = {}
-        for name, info in type(self).model_fields.items():
-            value = getattr(self, name)
-            if value is None or (name in self.omitted_when_empty and not value):
-                continue
-            out[info.alias or name] = _as_json(value)
-        return out
-
-
-def _as_json(value: Any) -> JsonValue:  # noqa: ANN401  # a model's field, or JSON inside of one
-    if isinstance(value, Section):
-        return value.as_json()
-    if isinstance(value, dict):
-        return {key: _as_json(value[key]) for key in sorted(value)}
-    if isinstance(value, list | tuple):
-        return [_as_json(element) for element in value]
-    plain: JsonValue = value
-    return plain
+TransformKind = Annotated[str, OneOf(TRANSFORM_KINDS)]
+MatchKind = Annotated[str, OneOf(MATCH_KINDS)]
+MatchCount = Annotated[str, OneOf(MATCH_COUNTS)]
+Hook = Annotated[str, OneOf(HOOKS)]
+TransformRef = Annotated[
+    Any,
+    BeforeValidator(_name_or_names),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}
+    ),
+]
 
 
 class Metadata(Section):
     """Who the survey is."""
 
-    id: str
-    description: str | None = None
+    id: str = Field(description="The survey's name: in the ledger, in asset keys, in metrics")
+    description: str | None = Field(None, description="A sentence for people")
 
 
 class TapLimits(Section):
     """How the archives' TAP services are asked."""
 
-    timeout_seconds: U64 = 30
-    retries: U32 = 1
-    fail_open: bool = False
+    timeout_seconds: U64 = Field(30, description="Longest wait for one answer of an archive, in seconds")
+    retries: U32 = Field(1, description="How often a query is repeated after a passing failure")
+    fail_open: bool = Field(False, description="Has no effect: an archive that is away is never an empty one")
 
 
 class AuthEnv(Section):
@@ -174,7 +126,7 @@ class Adapters(Section):
     casda_tap_url: str | None = None
     vizier_tap_url: str | None = None
     tap: TapLimits = TapLimits()
-    definitions: dict[str, AdapterDefinition] = {}
+    definitions: dict[str, AdapterDefinition] = Field({})
 
 
 class GraphSource(Section):
@@ -188,17 +140,25 @@ class GraphSource(Section):
 class Query(Section):
     """An ADQL template for one archive."""
 
-    name: str
-    adapter: str
-    template: str
-    source_id_transform: str | None = None
+    name: str = Field(description="What its rows are called elsewhere in this file")
+    adapter: str = Field(description="The archive that is asked")
+    template: str = Field(description="ADQL; {name} is filled in with a template variable")
+    source_id_transform: str | None = Field(
+        None, description="Makes {source_name} of the source identifier, from this query on"
+    )
 
 
 class FieldMapping(Section):
     """Where a metadata field or a flag comes from."""
 
-    from_: str = Field(default="", alias="from")
-    transform: TransformRef = None
+    from_: str = Field(
+        default="",
+        alias="from",
+        description="Column of the row; for a flag, a dotted path such as enrichments.NAME",
+    )
+    transform: TransformRef = Field(
+        None, description="Name of a transform, or a list of names that are applied in order"
+    )
 
     @property
     def transform_names(self) -> tuple[str, ...]:
@@ -214,34 +174,56 @@ class SignatureOptions(Section):
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
     omitted_when_empty = frozenset({"exclude_fields"})
 
-    exclude_fields: Many[str] = ()
-    include_discovery_flags: bool = True
+    exclude_fields: Many[str] = Field(
+        (), description="Fields that may change without a new signature, at any depth"
+    )
+    include_discovery_flags: bool = Field(True, description="Whether the discovery flags count")
 
 
 class PrepareMetadata(Section):
     """How archive rows become metadata."""
 
-    field_map: dict[str, FieldMapping] = {}
-    discovery_flags: dict[str, FieldMapping] = {}
-    signature: SignatureOptions | None = None
+    field_map: dict[str, FieldMapping] = Field(
+        {}, description="By field of the metadata record: where its value comes from"
+    )
+    discovery_flags: dict[str, FieldMapping] = Field(
+        {}, description="By flag of the source: where its value comes from"
+    )
+    signature: SignatureOptions | None = Field(None, description="What the discovery signature covers")
 
 
 class Discovery(Section):
     """What to ask the archives, and what to make of the answers."""
 
-    queries: Many[Query] = ()
-    enrichments: Many[Query] = ()
-    prepare_metadata: PrepareMetadata | None = None
+    queries: Many[Query] = Field(
+        (), description="Once a source; the first lists its datasets, the others add rows by name"
+    )
+    enrichments: Many[Query] = Field(
+        (), description="Once a scheduling block ({sbid}); the row joins the records"
+    )
+    prepare_metadata: PrepareMetadata | None = Field(
+        None, description="How rows become metadata records, flags and a signature"
+    )
 
 
 class Manifest(Section):
     """The shape of the workflow manifest."""
 
-    group_by: Many[str] = ()
-    source_template: dict[str, Any] = {}
-    dataset_template: dict[str, Any] | None = None
-    expand_from: str | None = None
-    path: str = "manifest.json"
+    group_by: Many[str] = Field(
+        (), description="Fields of the records; each combination of values gets an entry"
+    )
+    source_template: dict[str, Any] = Field(
+        {}, description='Fields of an entry; "{x}" is field x of its first record'
+    )
+    dataset_template: dict[str, Any] | None = Field(
+        None, description="Fields of a dataset, when expand_from is metadata"
+    )
+    expand_from: str | None = Field(
+        None, description="metadata: datasets are made by dataset_template; else records as they are"
+    )
+    path: str = Field(
+        "manifest.json", description="Kept with the survey; the graph is given the manifest itself"
+    )
 
 
 class GraphPatchMatch(Section):
@@ -309,69 +291,99 @@ class GraphPatch(Section):
 class OutputVerification(Section):
     """Whether an execution must prove its products."""
 
-    required: bool = False
-    inventory_schema: str = INVENTORY_SCHEMA
+    required: bool = Field(
+        False, description="Whether an execution is done only when its products are proven"
+    )
+    inventory_schema: str = Field(INVENTORY_SCHEMA, description="Schema of the inventory of products")
 
 
 class ExecutionAutomation(Section):
     """When and how much is executed without being asked."""
 
-    enabled: bool = False
-    archive_name: str = "casda"
-    max_sources_per_execution: I64 = 20
-    tick_execution_source_limit: I64 = 500
-    tick_execution_run_limit: I64 = 20
-    min_sources_to_trigger: I64 = 1
-    max_wait_minutes: I64 = 1440
-    claim_ttl_minutes: I64 = 180
-    concurrent_execution_run_limit: I64 | None = None
-    deployment_profile_name: str | None = None
-    execution_slurm_remote_poll_max_rounds: I64 | None = None
-    execution_rest_remote_poll_max_rounds: I64 | None = None
-    execution_rest_remote_poll_interval_seconds: float | None = None
-    execution_slurm_remote_poll_interval_seconds: float | None = None
+    enabled: bool = Field(False, description="Whether changed sources are executed without being asked")
+    archive_name: str = Field("casda", description="The archive that the datasets are taken from")
+    max_sources_per_execution: Limit = Field(20, description="Sources in one execution")
+    tick_execution_source_limit: Limit = Field(500, description="Sources that one tick may take")
+    tick_execution_run_limit: Limit = Field(20, description="Executions that one tick may start")
+    min_sources_to_trigger: Limit = Field(
+        1, description="Changed sources that must be waiting before any is executed"
+    )
+    max_wait_minutes: Limit = Field(
+        1440, description="After so long a source is executed, however few are waiting"
+    )
+    claim_ttl_minutes: Limit = Field(180, description="How long a tick's claim on sources holds")
+    concurrent_execution_run_limit: Limit | None = Field(
+        None, description="Executions of this survey at a time"
+    )
+    deployment_profile_name: str | None = Field(
+        None, description="Where it runs; by default the default profile"
+    )
+    execution_slurm_remote_poll_max_rounds: Limit | None = Field(
+        None, description="Looks at a Slurm job before giving up on it"
+    )
+    execution_rest_remote_poll_max_rounds: Limit | None = Field(
+        None, description="Looks at a session before giving up on it"
+    )
+    execution_rest_remote_poll_interval_seconds: float | None = Field(
+        None, description="Time between looks at a session"
+    )
+    execution_slurm_remote_poll_interval_seconds: float | None = Field(
+        None, description="Time between looks at a Slurm job"
+    )
 
 
 class DiscoveryAutomation(Section):
     """When and how much is discovered without being asked."""
 
-    enabled: bool = False
-    tick_discovery_source_limit: I64 = 200
-    batch_size: I64 = 5
-    stale_after_hours: I64 = 24
-    claim_ttl_minutes: I64 = 180
-    queue_max_depth: I64 | None = None
-    tick_discovery_batch_limit: I64 | None = None
-    concurrent_discovery_batch_limit: I64 | None = None
+    enabled: bool = Field(False, description="Whether sources are looked for without being asked")
+    tick_discovery_source_limit: Limit = Field(200, description="Sources that one tick may claim")
+    batch_size: Limit = Field(5, description="Sources in one discovery run")
+    stale_after_hours: Limit = Field(
+        24, description="Age of the last look after which a source is looked for again"
+    )
+    claim_ttl_minutes: Limit = Field(180, description="How long a run's claim on sources holds")
+    queue_max_depth: Limit | None = Field(None, description="Waiting runs above which a tick asks for none")
+    tick_discovery_batch_limit: Limit | None = Field(None, description="Runs that one tick may ask for")
+    concurrent_discovery_batch_limit: Limit | None = Field(
+        None, description="Discovery runs of this survey at a time"
+    )
 
 
 class Automation(Section):
     """What happens without being asked."""
 
-    execution: ExecutionAutomation | None = None
-    discovery: DiscoveryAutomation | None = None
+    execution: ExecutionAutomation | None = Field(
+        None, description="When and how much is executed; absent means not at all"
+    )
+    discovery: DiscoveryAutomation | None = Field(
+        None, description="When and how much is discovered; absent means not at all"
+    )
 
 
 class Extension(Section):
     """A WebAssembly module, and where it is called."""
 
-    wasm_sha256: str | None = None
-    hooks: Many[Hook] = ()
+    wasm_sha256: str | None = Field(None, description="Refused: plug-ins are Python entry points here")
+    hooks: Many[Hook] = Field((), description="Where the module would be called")
 
 
 class Transform(Section):
     """A named transform; which parameters count depends on its kind."""
 
-    kind: TransformKind
-    prefix: str | None = None
-    suffix: str | None = None
-    separators: Many[str] | None = None
-    pattern: str | None = None
-    group: U32 | None = None
-    from_: str | None = Field(default=None, alias="from")
-    to: str | None = None
-    default: str | None = None
-    steps: Many[str] | None = None
+    kind: TransformKind = Field(description="What it does")
+    prefix: str | None = Field(None, description="add_prefix, strip_prefix: the text")
+    suffix: str | None = Field(None, description="add_suffix: the text")
+    separators: Many[str] | None = Field(
+        None, description="split_last: each character of each text separates"
+    )
+    pattern: str | None = Field(None, description="regex_extract: in the syntax of Rust's regex crate")
+    group: U32 | None = Field(
+        None, description="regex_extract: the group to take; 1 unless given, 0 is the whole match"
+    )
+    from_: str | None = Field(default=None, alias="from", description="replace: what is looked for")
+    to: str | None = Field(None, description="replace: what comes instead; nothing unless given")
+    default: str | None = Field(None, description="default_if_empty: what an empty value becomes")
+    steps: Many[str] | None = Field(None, description="chain: names of transforms, applied in order")
 
 
 class Definitions(Section):
@@ -379,14 +391,20 @@ class Definitions(Section):
 
     omitted_when_empty = frozenset({"transforms"})
 
-    transforms: dict[str, Transform] = {}
+    transforms: dict[str, Transform] = Field(
+        {}, description="By name: the transforms that this file refers to"
+    )
 
 
 class TemplateVar(Section):
     """A variable of the query templates."""
 
-    from_: str | None = Field(default=None, alias="from")
-    transform: str | None = None
+    from_: str | None = Field(
+        default=None,
+        alias="from",
+        description="canonical (the source identifier, also when absent), or a literal text",
+    )
+    transform: str | None = Field(None, description="Name of the transform that makes the value of it")
 
 
 class SourceIdentity(Section):
@@ -394,26 +412,36 @@ class SourceIdentity(Section):
 
     omitted_when_empty = frozenset({"template_vars"})
 
-    canonical: str = "source_identifier"
-    template_vars: dict[str, TemplateVar] = {}
+    canonical: str = Field("source_identifier", description="What the identifier is called; for people")
+    template_vars: dict[str, TemplateVar] = Field(
+        {}, description="By name: the variables that query templates may use"
+    )
 
 
 class ProjectConfig(Section):
     """A survey: all that discovery, execution and automation need to know about it."""
 
-    api_version: str = Field(alias="apiVersion")
-    kind: str
-    metadata: Metadata
-    adapters: Adapters = Adapters()
-    graph: GraphSource | None = None
-    discovery: Discovery = Discovery()
-    manifest: Manifest | None = None
-    graph_patches: Many[GraphPatch] = ()
-    output_verification: OutputVerification = OutputVerification()
-    automation: Automation = Automation()
-    extension: Extension | None = None
-    definitions: Definitions | None = None
-    source_identity: SourceIdentity | None = None
+    api_version: str = Field(
+        alias="apiVersion", description="Version of this format", json_schema_extra={"const": API_VERSION}
+    )
+    kind: str = Field(description="Kind of this document", json_schema_extra={"const": KIND})
+    metadata: Metadata = Field(description="Who the survey is")
+    adapters: Adapters = Field(Adapters(), description="The archives that it needs")
+    graph: GraphSource | None = Field(None, description="The logical graph that processes its sources")
+    discovery: Discovery = Field(Discovery(), description="What is asked, and what is made of the answers")
+    manifest: Manifest | None = Field(None, description="What an execution is told to process")
+    graph_patches: Many[GraphPatch] = Field(
+        (), description="Values set on nodes of the graph, later ones after earlier ones"
+    )
+    output_verification: OutputVerification = Field(
+        OutputVerification(), description="Whether products must be proven"
+    )
+    automation: Automation = Field(Automation(), description="What happens without being asked")
+    extension: Extension | None = Field(None, description="Not supported")
+    definitions: Definitions | None = Field(None, description="Named transforms")
+    source_identity: SourceIdentity | None = Field(
+        None, description="How an identifier becomes template variables"
+    )
 
     def canonical_text(self) -> str:
         """The text under the digest: compact JSON of :meth:`as_json`, in its order."""

@@ -8,20 +8,29 @@ from __future__ import annotations
 
 import math
 import re
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from beampipe_dagster.config.advice import project_warnings
 from beampipe_dagster.config.canonical import sha256_hex
 from beampipe_dagster.config.diagnostics import (
     Diagnostic,
     Severity,
     ValidationReport,
-    dotted,
     nearest,
     structure_problems,
 )
+from beampipe_dagster.config.diagnostics import located as _diagnostic
 from beampipe_dagster.config.expressions import FUNCTIONS
+from beampipe_dagster.config.own_rules import (
+    Problem,
+    adapter_advice,
+    adapter_problems,
+    kind_hint,
+    match_problems,
+)
 from beampipe_dagster.config.patterns import compile_pattern
 from beampipe_dagster.config.project import (
     API_VERSION,
@@ -39,13 +48,15 @@ from beampipe_dagster.config.yaml_loader import YamlDocument, load_yaml
 from beampipe_dagster.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from beampipe_dagster.config.canonical import JsonValue
     from beampipe_dagster.config.yaml_loader import Path
 
 LEGACY_VERSION = "beampipe.dev/v1"
 """The version before; its files are read with the present structure and never valid."""
+MAX_DIAGNOSTICS = 200
+"""Most errors, and most warnings, of one report."""
 
 _SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
 _DISCOVERY_LIMITS = (
@@ -105,6 +116,18 @@ def validate_project(
     return _checked(text, name, active)[0]
 
 
+def project_advice(text: str | bytes, *, name: str = "<text>") -> tuple[Diagnostic, ...]:
+    """What is worth knowing about a valid file, whatever the active revision says; else nothing."""
+    report, config = _checked(text, name, None)
+    if config is None or not report.valid:
+        return ()
+    document, severity = load_yaml(text, name=name), Severity.WARNING
+    return tuple(
+        _diagnostic(document, item.path, item.code, item.message, hint=item.hint, severity=severity)
+        for item in adapter_advice(config)
+    )
+
+
 def load_project(text: str | bytes, *, name: str = "<text>") -> ProjectConfig:
     """Read a project file that must be valid.
 
@@ -142,14 +165,18 @@ def _checked(
     except ValidationError as error:
         errors = _structure_errors(error, document)
         return ValidationReport(_project_id(document.value), errors, (), sha256_hex(raw)), None
-    rules = _Rules(config, document)
     report = ValidationReport(
         config.metadata.id,
-        tuple(rules.errors()),
-        tuple(_warnings(config, active, document)) if active is not None else (),
+        _bounded(_Rules(config, document).errors()),
+        _bounded(project_warnings(config, document, active)),
         config.spec_sha256,
     )
     return report, config
+
+
+def _bounded(found: Iterable[Diagnostic]) -> tuple[Diagnostic, ...]:
+    """At most :data:`MAX_DIAGNOSTICS`: who made more mistakes corrects these first."""
+    return tuple(islice(found, MAX_DIAGNOSTICS))
 
 
 def _unreadable(error: ConfigError) -> Diagnostic:
@@ -168,9 +195,10 @@ def _unreadable(error: ConfigError) -> Diagnostic:
 
 
 def _structure_errors(error: ValidationError, document: YamlDocument) -> tuple[Diagnostic, ...]:
+    problems = structure_problems(error, ProjectConfig, document.value, limit=MAX_DIAGNOSTICS)
     found = [
         _diagnostic(document, problem.path, "invalid_config_structure", problem.message, hint=problem.hint)
-        for problem in structure_problems(error, ProjectConfig, document.value)
+        for problem in problems
     ]
     return tuple(sorted(found, key=lambda item: (item.line or 0, item.column or 0)))
 
@@ -181,52 +209,6 @@ def _project_id(value: JsonValue) -> str:
     return project_id if isinstance(project_id, str) else ""
 
 
-def _diagnostic(
-    document: YamlDocument,
-    path: Path,
-    code: str,
-    message: str,
-    *,
-    hint: str | None = None,
-    severity: Severity = Severity.ERROR,
-) -> Diagnostic:
-    """A diagnostic with the place of the value, or of what is nearest around it."""
-    place = next(
-        (p for end in range(len(path), -1, -1) if (p := document.position(path[:end]))), (None, None)
-    )
-    return Diagnostic(dotted(path), severity, code, message, hint, place[0], place[1])
-
-
-def _warnings(config: ProjectConfig, active: ProjectConfig, document: YamlDocument) -> Iterator[Diagnostic]:
-    new, old = config.discovery.prepare_metadata, active.discovery.prepare_metadata
-    changes: list[tuple[Path, str, bool]] = [
-        (
-            ("discovery", "prepare_metadata", "signature"),
-            "signature_changed",
-            config.signature_options != active.signature_options,
-        ),
-        (
-            ("discovery", "prepare_metadata", "field_map"),
-            "field_map_changed",
-            (new.field_map if new else {}) != (old.field_map if old else {}),
-        ),
-        (
-            ("definitions", "transforms"),
-            "definitions_changed",
-            config.transforms != active.transforms,
-        ),
-    ]
-    for path, code, changed in changes:
-        if changed:
-            yield _diagnostic(
-                document,
-                path,
-                code,
-                "differs from the active revision: sources may get new signatures and run again",
-                severity=Severity.WARNING,
-            )
-
-
 class _Rules:
     """The rules over one project, in the order of the report."""
 
@@ -234,6 +216,7 @@ class _Rules:
         self._config = config
         self._document = document
         self._names = config.transforms
+        self._sorted_names = sorted(config.transforms)
 
     def errors(self) -> Iterator[Diagnostic]:
         yield from self._header()
@@ -251,6 +234,10 @@ class _Rules:
 
     def _error(self, path: Path, code: str, message: str, *, hint: str | None = None) -> Diagnostic:
         return _diagnostic(self._document, path, code, message, hint=hint)
+
+    def _problems(self, path: Path, problems: Iterable[Problem]) -> Iterator[Diagnostic]:
+        for problem in problems:
+            yield self._error((*path, *problem.path), problem.code, problem.message, hint=problem.hint)
 
     def _blank(self, path: Path, value: str) -> Iterator[Diagnostic]:
         if not value.strip():
@@ -277,6 +264,7 @@ class _Rules:
         if adapters.tap.timeout_seconds == 0:
             path = ("adapters", "tap", "timeout_seconds")
             yield self._error(path, "invalid_limit", "must be at least 1")
+        yield from self._problems(("adapters",), adapter_problems(adapters))
 
     def _automation(self) -> Iterator[Diagnostic]:
         automation = self._config.automation
@@ -334,6 +322,10 @@ class _Rules:
 
     def _extension(self) -> Iterator[Diagnostic]:
         extension = self._config.extension
+        if extension is not None and extension.wasm_sha256 is not None:
+            message = "WebAssembly modules are not supported"
+            hint = "Take it out; what a module would do is done by a plug-in, a Python entry point."
+            yield self._error(("extension", "wasm_sha256"), "wasm_unsupported", message, hint=hint)
         for index, hook in enumerate(extension.hooks if extension else ()):
             if hook == UNKNOWN:
                 path: Path = ("extension", "hooks", index)
@@ -357,7 +349,7 @@ class _Rules:
 
     def _known(self, path: Path, name: str) -> Iterator[Diagnostic]:
         if name not in self._names:
-            near = nearest(name, sorted(self._names))
+            near = nearest(name, self._sorted_names)
             message = f"{name!r} is not defined in definitions.transforms. {near}"
             yield self._error(path, "unknown_transform", message)
 
@@ -420,13 +412,15 @@ class _Rules:
             path: Path = ("graph_patches", index)
             if patch.match.kind == UNKNOWN:
                 where = (*path, "match", "kind")
+                given = self._given(where)
+                known = f"Known here: {', '.join(MATCH_KINDS)}."
                 yield self._error(
                     where,
                     "unknown_graph_patch_match_kind",
-                    f"{self._given(where)} is not a kind of match",
-                    hint=f"Known here: {', '.join(MATCH_KINDS)}.",
+                    f"{given} is not a kind of match here",
+                    hint=kind_hint(given.strip("'")) or known,
                 )
-            yield from self._blank((*path, "match", "equals"), patch.match.equals)
+            yield from self._problems((*path, "match"), match_problems(patch.match))
             if not patch.set_ or any(not name.strip() for name in patch.set_):
                 message = "must set at least one field, and no field name may be blank"
                 yield self._error((*path, "set"), "required", message)

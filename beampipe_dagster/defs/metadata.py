@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import dagster as dg
 
+from beampipe_dagster.execution.run_record import headline
+
 Metadata = dict[str, dg.MetadataValue[Any]]
 
 ROWS_SHOWN: Final = 50
@@ -85,7 +87,8 @@ def of_outcome(facts: Mapping[str, Any]) -> Metadata:
     if facts.get("error"):
         shown["error"] = dg.MetadataValue.md(f"**{facts.get('error_code')}**\n\n{facts['error']}")
     if terminal.get("failed_drops"):
-        shown["failed_drops"] = table(terminal["failed_drops"], ["name", "state", "log", "oid"])
+        said = [{**drop, "said": headline(drop.get("log") or "")} for drop in terminal["failed_drops"]]
+        shown["failed_drops"] = table(said, ["name", "said", "log"])
     if facts.get("seconds") is not None:
         shown["seconds"] = dg.MetadataValue.float(float(facts["seconds"]))
     shown |= {

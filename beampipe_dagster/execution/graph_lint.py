@@ -56,12 +56,32 @@ class Finding:
         One sentence for the survey's author.
     node
         Name of the node that it is about, or its id when it has no name; ``None`` for the whole graph.
+    hint
+        What to do, where the message alone does not say it.
+    candidates
+        What could have been meant instead.
     """
 
     code: str
     severity: Severity
     message: str
     node: str | None = None
+    hint: str = ""
+    candidates: tuple[str, ...] = ()
+
+    def as_dict(self) -> JsonObject:
+        """The finding as JSON; ``hint`` and ``candidates`` only where there are any."""
+        out: JsonObject = {
+            "code": self.code,
+            "severity": self.severity.value,
+            "message": self.message,
+            "node": self.node,
+        }
+        if self.hint:
+            out["hint"] = self.hint
+        if self.candidates:
+            out["candidates"] = [*self.candidates]
+        return out
 
 
 def lint(graph: JsonObject, *, patched_names: Collection[str] = ()) -> list[Finding]:

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from beampipe_dagster.config.canonical import JsonValue, canonical_json, digest
 from beampipe_dagster.config.expressions import evaluate, is_expression
+from beampipe_dagster.config.project import OWN_MATCH_FIELDS
 from beampipe_dagster.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from beampipe_dagster.config.project import GraphPatch, Manifest, ProjectConfig
+    from beampipe_dagster.config.project import GraphPatch, GraphPatchMatch, Manifest, ProjectConfig
 
 JsonObject: TypeAlias = dict[str, JsonValue]
 Blocks: TypeAlias = "dict[str, list[JsonObject]]"
@@ -249,22 +250,32 @@ def _looked_up(template: str, record: JsonObject, staging: JsonObject) -> JsonVa
 
 def _overrides(patches: Sequence[GraphPatch], sources: Sequence[JsonValue]) -> JsonObject:
     if not patches:
-        return {"patches": [_patch(DEFAULT_SCATTER, {"num_of_copies": dataset_count(sources)})]}
+        return {"patches": [_patch({"equals": DEFAULT_SCATTER}, {"num_of_copies": dataset_count(sources)})]}
     return {
         "patches": [
-            _patch(
-                patch.match.equals,
-                {name: _value(value, sources) for name, value in patch.set_.items()},
-            )
+            _patch(match, {name: _value(value, sources) for name, value in patch.set_.items()})
             for patch in patches
-            if patch.match.equals.strip()
+            if (match := match_json(patch.match)) is not None
         ]
     }
 
 
-def _patch(node: str, values: JsonObject) -> JsonObject:
+def match_json(match: GraphPatchMatch) -> JsonObject | None:
+    """A match as ``graph_overrides`` has it; ``None`` for one that looks for a blank name.
+
+    A name is ``{"equals": NAME}`` alone; the other kinds say what they are. ``count`` is there when the
+    project gives it.
+    """
+    if match.kind in OWN_MATCH_FIELDS:
+        return match.as_json()
+    if not match.equals.strip():
+        return None
+    return {"equals": match.equals, **({"count": match.count} if match.count else {})}
+
+
+def _patch(match: JsonObject, values: JsonObject) -> JsonObject:
     return {
-        "match": {"equals": node},
+        "match": match,
         "fields": [{"name": name, "value": values[name]} for name in sorted(values)],
     }
 

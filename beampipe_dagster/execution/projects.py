@@ -7,38 +7,70 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from sqlalchemy.engine import Connection
+
 from beampipe_dagster.clock import Clock
+from beampipe_dagster.config.diagnostics import Diagnostic, Severity
 from beampipe_dagster.config.profile import DeploymentProfile, load_profile
 from beampipe_dagster.config.project import ProjectConfig
-from beampipe_dagster.config.validation import load_project
+from beampipe_dagster.config.validation import load_project, project_advice, validate_project
 from beampipe_dagster.errors import ConfigError, InputError
-from beampipe_dagster.execution.graph import parse_graph
+from beampipe_dagster.execution.graph import MAX_GRAPH_BYTES, parse_graph
+from beampipe_dagster.execution.graph_fetch import GraphFetcher
+from beampipe_dagster.execution.graph_lint import Finding
+from beampipe_dagster.execution.patch_check import check_patches, refuse_errors
 from beampipe_dagster.ids import Ids
-from beampipe_dagster.ledger import profiles, projects, provenance
+from beampipe_dagster.ledger import executions, profiles, projects, provenance
 from beampipe_dagster.ledger.engine import Ledger, queue
 from beampipe_dagster.ledger.profiles import StoredProfile
 from beampipe_dagster.ledger.projects import ProjectRevision
 
 FILE_LIMIT: Final = 1024 * 1024
-GRAPH_LIMIT: Final = 16 * 1024 * 1024
+GRAPH_LIMIT: Final = MAX_GRAPH_BYTES
+IN_FLIGHT_LISTED: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
 class AddedProject:
-    """The active revision, and whether it is a new one."""
+    """The active revision, and whether it is a new one.
+
+    Parameters
+    ----------
+    revision
+        The active revision.
+    changed
+        Whether it is a new one.
+    warnings
+        What is worth knowing about the file, also against the revision that was active before.
+    findings
+        What is worth knowing about its patches, with the graph at hand.
+    """
 
     revision: ProjectRevision
     changed: bool
+    warnings: tuple[Diagnostic, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 class ProjectService:
-    """Use cases around surveys and profiles."""
+    """Use cases around surveys and profiles.
 
-    def __init__(self, *, ledger: Ledger, clock: Clock, ids: Ids, home: Path) -> None:
+    Parameters
+    ----------
+    home
+        Where graphs are looked for beside the project file's own directory.
+    fetcher
+        Fetches graphs that are given by URL; by default as the environment allows.
+    """
+
+    def __init__(
+        self, *, ledger: Ledger, clock: Clock, ids: Ids, home: Path, fetcher: GraphFetcher | None = None
+    ) -> None:
         self._ledger = ledger
         self._clock = clock
         self._ids = ids
         self._home = home
+        self._fetcher = fetcher or GraphFetcher.from_env()
 
     def add_project(self, path: Path, *, actor: str) -> AddedProject:
         """Validate a survey's YAML, read its graph, and make it the active revision.
@@ -48,20 +80,21 @@ class ProjectService:
         Raises
         ------
         ConfigError
-            ``invalid_project`` with every diagnostic, ``graph_unreadable``, ``graph_pin_mismatch`` …; nothing is
-            stored.
+            ``invalid_project`` with every diagnostic, ``graph_unreadable`` …; nothing is stored.
+        GraphError
+            The graph cannot be had, is not the pinned one, or the patches do not fit it; nothing is stored.
         """
         text = read_text(path, what="project")
         config = load_project(text, name=str(path))
-        raw = self._graph_bytes(config, path)
-        if raw is not None and config.graph is not None:
-            parse_graph(raw, sha256=config.graph.sha256, name=config.graph.path or "graph")
+        raw = self.graph_bytes(config, path)
+        findings = checked_graph(config, raw)
         now = self._clock.now()
         with self._ledger.begin() as conn:
             queue(conn, "project_configs")
-            known = {item.project_id: item for item in projects.all_active(conn)}.get(config.metadata.id)
+            known = projects.find_active(conn, config.metadata.id)
             if known is not None and known.spec_sha256 == config.spec_sha256:
-                return AddedProject(known, changed=False)
+                advice = project_advice(text, name=str(path))
+                return AddedProject(known, changed=False, warnings=advice, findings=findings)
             graph_sha256 = (
                 projects.put_graph(conn, raw, name=_graph_name(config), now=now) if raw is not None else None
             )
@@ -75,6 +108,8 @@ class ProjectService:
                 graph_sha256=graph_sha256,
                 now=now,
             )
+            warnings = against_active(text, name=str(path), known=known)
+            warnings += in_flight_pins(conn, revision.project_id, revision.id)
             event = provenance.Event(
                 event_type="config.activated",
                 project_module=revision.project_id,
@@ -82,7 +117,7 @@ class ProjectService:
                 payload={"spec_sha256": revision.spec_sha256, "version": revision.version},
             )
             provenance.record(conn, [event], ids=self._ids, now=now)
-        return AddedProject(revision, changed=True)
+        return AddedProject(revision, changed=True, warnings=warnings, findings=findings)
 
     def add_profile(self, path: Path) -> tuple[StoredProfile, bool]:
         """Validate a deployment profile's JSON and store it under its name.
@@ -109,17 +144,24 @@ class ProjectService:
                 now=self._clock.now(),
             )
 
-    def _graph_bytes(self, config: ProjectConfig, project_file: Path) -> bytes | None:
-        """The graph beside the project file, else below the home, else below the working directory."""
+    def graph_bytes(self, config: ProjectConfig, project_file: Path) -> bytes | None:
+        """The raw bytes of a survey's graph; ``None`` for a survey without one.
+
+        A path is looked up beside the project file, else below the home, else below the working directory.
+        A URL is fetched when the ledger has no graph of that digest yet.
+
+        Raises
+        ------
+        ConfigError
+            ``graph_unreadable``.
+        GraphError
+            As :meth:`~beampipe_dagster.execution.graph_fetch.GraphFetcher.fetch`.
+        """
         if config.graph is None:
             return None
-        if not config.graph.path:
-            raise ConfigError(
-                f"project {config.metadata.id!r} gives its graph by URL",
-                code="graph_url_unsupported",
-                hint="download the graph and give graph.path; the pin stays the same",
-            )
-        wanted = Path(config.graph.path)
+        if config.graph.url and not config.graph.path:
+            return self._fetched(config.graph.url, (config.graph.sha256 or "").strip().lower())
+        wanted = Path(config.graph.path or "")
         places = [
             base / wanted for base in dict.fromkeys((project_file.resolve().parent, self._home, Path.cwd()))
         ]
@@ -131,6 +173,61 @@ class ProjectService:
             code="graph_unreadable",
             hint="looked for it at " + ", ".join(str(place) for place in places),
         )
+
+    def _fetched(self, url: str, pin: str) -> bytes:
+        """What the digest names is the same for ever: a graph that is in the ledger is not fetched again."""
+        with self._ledger.read() as conn:
+            if pin and projects.has_graph(conn, pin):
+                return projects.graph(conn, pin)
+        raw = self._fetcher.fetch(url, sha256=pin)
+        # Kept at once, so that a project that is then refused for another reason does not fetch it again.
+        with self._ledger.begin() as conn:
+            projects.put_graph(conn, raw, name=url, now=self._clock.now())
+        return raw
+
+
+def checked_graph(config: ProjectConfig, raw: bytes | None) -> tuple[Finding, ...]:
+    """Read a survey's graph and look at its patches; what is only worth knowing is the result.
+
+    Raises
+    ------
+    GraphError
+        ``graph_pin_mismatch``, ``invalid_graph`` …, or the first thing that is wrong with the patches.
+    """
+    if raw is None or config.graph is None:
+        return ()
+    graph = parse_graph(raw, sha256=config.graph.sha256, name=_graph_name(config))
+    findings = check_patches(graph, config.graph_patches)
+    refuse_errors(findings, name=config.metadata.id)
+    return tuple(findings)
+
+
+def against_active(text: str, *, name: str, known: ProjectRevision | None) -> tuple[Diagnostic, ...]:
+    """The warnings about a file: on its own, and against the revision that it replaces."""
+    advice = project_advice(text, name=name)
+    try:
+        active = ProjectConfig.from_json(known.spec) if known is not None else None
+    except ConfigError:  # written by another release: there is nothing to compare with
+        active = None
+    return validate_project(text, name=name, active=active).warnings + advice
+
+
+def in_flight_pins(conn: Connection, project_id: str, revision_id: str) -> tuple[Diagnostic, ...]:
+    """A warning when executions of other revisions are on their way: they go on with their own."""
+    pinned = executions.in_flight_of_other_revisions(conn, project_id, revision_id)
+    if not pinned:
+        return ()
+    named = ", ".join(execution_id[:13] for execution_id in pinned[:IN_FLIGHT_LISTED])
+    more = f" and {len(pinned) - IN_FLIGHT_LISTED} more" if len(pinned) > IN_FLIGHT_LISTED else ""
+    return (
+        Diagnostic(
+            path="spec_sha256",
+            severity=Severity.WARNING,
+            code="in_flight_config_pins",
+            message=f"executions on their way keep the revision that they were admitted with: {named}{more}",
+            hint="They are not changed by this; cancel them if they must not go on.",
+        ),
+    )
 
 
 def read_text(path: Path, *, what: str) -> str:

@@ -40,8 +40,9 @@ from beampipe_dagster.execution.graph import (
 )
 from beampipe_dagster.execution.graph_lint import Finding, Severity, lint
 from beampipe_dagster.execution.holder import Holder, holding
-from beampipe_dagster.execution.manifest import build_manifest, embedded_text
+from beampipe_dagster.execution.manifest import OVERRIDES, build_manifest, embedded_text
 from beampipe_dagster.execution.outcome import finish
+from beampipe_dagster.execution.patch_check import check_overrides, refuse_errors
 from beampipe_dagster.ids import Ids
 from beampipe_dagster.ledger import archive, artifacts, executions, fsm, projects, provenance
 from beampipe_dagster.ledger.artifacts import Artifact
@@ -155,13 +156,17 @@ class ExecutionSteps:
                     )
                 raw = projects.graph(conn, revision.graph_sha256)
             source = parse_graph(raw, sha256=revision.graph_sha256, name=execution.project_module)
+            checked = check_overrides(source, manifest.get(OVERRIDES))
+            refuse_errors(checked, name=execution.project_module)
             prepared = prepare_graph(
                 source, manifest, execution_id=execution_id, modified_at=execution.created_at
             )
-            return self._keep_graph(execution, source, prepared)
+            return self._keep_graph(execution, source, prepared, checked)
 
-    def _keep_graph(self, execution: Execution, graph: dict[str, Any], prepared: PreparedGraph) -> StepReport:
-        findings = _findings(lint(prepared.graph))
+    def _keep_graph(
+        self, execution: Execution, graph: dict[str, Any], prepared: PreparedGraph, checked: list[Finding]
+    ) -> StepReport:
+        findings = _findings([*checked, *lint(prepared.graph)])
         facts: dict[str, JsonValue] = {
             "nodes": prepared.node_count,
             "diff": prepared.diff,
@@ -435,15 +440,7 @@ def _findings(found: list[Finding]) -> list[JsonValue]:
     GraphError
         ``graph_lint_failed``.
     """
-    listed: list[JsonValue] = [
-        {
-            "code": finding.code,
-            "severity": finding.severity.value,
-            "message": finding.message,
-            "node": finding.node,
-        }
-        for finding in found
-    ]
+    listed: list[JsonValue] = [finding.as_dict() for finding in found]
     serious = [finding for finding in found if finding.severity is Severity.ERROR]
     if serious:
         raise GraphError(

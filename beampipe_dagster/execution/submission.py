@@ -96,6 +96,7 @@ class Submission:
                     ids=self._steps.ids,
                 )
                 executions.release_lease(conn, execution_id, holder)
+                execution = executions.get(conn, execution_id)  # noqa: PLW2901  # the same execution, let go
             return StepReport(execution, artifact, facts_of(execution))
 
     def _intend(self, execution: Execution, backend: Backend, drops: int) -> Execution:

@@ -285,6 +285,21 @@ def active_counts(conn: Connection) -> tuple[int, dict[str, int], dict[str, int]
     return total, projects, profiles
 
 
+def in_flight_of_other_revisions(conn: Connection, project_module: str, revision_id: str) -> list[str]:
+    """Ids of active executions that keep another revision of their survey, oldest first."""
+    columns = batch_execution_record.c
+    rows = conn.execute(
+        sa.select(columns.id)
+        .where(
+            columns.project_module == project_module,
+            columns.project_config_id != revision_id,
+            columns.status.in_([status.value for status in ACTIVE]),
+        )
+        .order_by(columns.created_at, columns.id)
+    )
+    return [row.id for row in rows]
+
+
 def active_sources(conn: Connection, project_module: str) -> set[str]:
     """Sources that an active execution holds."""
     rows = conn.execute(

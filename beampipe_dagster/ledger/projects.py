@@ -101,6 +101,57 @@ def active(conn: Connection, project_id: str) -> ProjectRevision:
     return to_value(ProjectRevision, row)
 
 
+def find_active(conn: Connection, project_id: str) -> ProjectRevision | None:
+    """The active revision of a survey, ``None`` when there is no such survey."""
+    row = conn.execute(
+        sa.select(project_configs).where(project_configs.c.project_id == project_id, project_configs.c.active)
+    ).first()
+    return to_value(ProjectRevision, row) if row else None
+
+
+def revisions(conn: Connection, project_id: str) -> list[ProjectRevision]:
+    """Every revision of a survey, newest first; none for a survey that is not there."""
+    rows = conn.execute(
+        sa.select(project_configs)
+        .where(project_configs.c.project_id == project_id)
+        .order_by(project_configs.c.version.desc())
+    )
+    return [to_value(ProjectRevision, row) for row in rows]
+
+
+def by_version(conn: Connection, project_id: str, version: int) -> ProjectRevision:
+    """A revision by its number.
+
+    Raises
+    ------
+    NotFoundError
+        ``project_not_found``, or ``revision_not_found`` with the numbers that there are.
+    """
+    row = conn.execute(
+        sa.select(project_configs).where(
+            project_configs.c.project_id == project_id, project_configs.c.version == version
+        )
+    ).first()
+    if row is not None:
+        return to_value(ProjectRevision, row)
+    newest = active(conn, project_id)  # says so when there is no such project at all
+    known = [str(item.version) for item in revisions(conn, project_id)]
+    shown = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
+    raise NotFoundError(
+        f"project {project_id!r} has no revision {version}",
+        code="revision_not_found",
+        hint=f"it has {shown}; {newest.version} is the active one",
+    )
+
+
+def make_active(conn: Connection, chosen: ProjectRevision) -> ProjectRevision:
+    """Make a stored revision the active one of its survey."""
+    mine = project_configs.c.project_id == chosen.project_id
+    conn.execute(sa.update(project_configs).where(mine, project_configs.c.active).values(active=False))
+    conn.execute(sa.update(project_configs).where(project_configs.c.id == chosen.id).values(active=True))
+    return revision(conn, chosen.id)
+
+
 def all_active(conn: Connection) -> list[ProjectRevision]:
     """The active revision of every survey, by name."""
     rows = conn.execute(
@@ -126,6 +177,12 @@ def put_graph(conn: Connection, raw: bytes, *, name: str, now: datetime) -> str:
             )
         )
     return digest
+
+
+def has_graph(conn: Connection, sha256: str) -> bool:
+    """Whether a logical graph of this SHA-256 (lower case) is kept."""
+    found = conn.execute(sa.select(graph_documents.c.sha256).where(graph_documents.c.sha256 == sha256))
+    return found.first() is not None
 
 
 def graph(conn: Connection, sha256: str) -> bytes:

@@ -58,7 +58,7 @@ def test_a_skipped_tick_says_why(stage: Stage) -> None:
         ({}, {"max_concurrent_executions": 1}, 20, "profile_in_flight_cap", 1),
     ],
 )
-def test_a_cap_is_filled_and_then_named(  # noqa: PLR0917  # the parameters are the table
+def test_a_cap_is_filled_and_then_named(
     stage: Stage, survey: dict[str, Any], profile: dict[str, Any], settings: int, reason: str, room: int
 ) -> None:
     stage.platform.admission._max_in_flight = settings

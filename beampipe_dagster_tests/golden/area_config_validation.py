@@ -101,6 +101,27 @@ def _the_first_is_among_them(case: Case, got: JsonValue) -> bool:
     return _errors(case.expected)[0] in _errors(got) and _changed(case, got, only={"errors"})
 
 
+def _names_a_module(case: Case) -> bool:
+    return "wasm_sha256" in _text(case)
+
+
+def _only_the_module_is_refused(case: Case, got: JsonValue) -> bool:
+    kept = [error for error in _errors(got) if error["code"] != "wasm_unsupported"]
+    return kept == _errors(case.expected) and _changed(case, got, only={"errors", "valid"})
+
+
+def _has_placeholders(case: Case) -> bool:
+    return re.search(r"\{[^{}]*\}", _text(case)) is not None
+
+
+def _only_more_is_warned_of(case: Case, got: JsonValue) -> bool:
+    new = {"unquoted_placeholder", "unknown_placeholder", "inline_secret"}
+    warnings = cast("list[dict[str, JsonValue]]", cast("dict[str, JsonValue]", got)["warnings"])
+    kept = [warning for warning in warnings if warning["code"] not in new]
+    same = kept == cast("dict[str, JsonValue]", case.expected)["warnings"]
+    return same and _changed(case, got, only={"warnings"})
+
+
 DEVIATIONS = [
     Deviation(
         name="refused at upload",
@@ -119,5 +140,17 @@ DEVIATIONS = [
         reason="every structure error is reported at once, not only the first one",
         applies=_is_a_structure_error,
         agrees=_the_first_is_among_them,
+    ),
+    Deviation(
+        name="no WebAssembly",
+        reason="a module that would never be called is refused instead of being left out in silence",
+        applies=_names_a_module,
+        agrees=_only_the_module_is_refused,
+    ),
+    Deviation(
+        name="placeholders are looked at",
+        reason="a placeholder that is not quoted, or that nothing fills in, is warned of",
+        applies=_has_placeholders,
+        agrees=_only_more_is_warned_of,
     ),
 ]

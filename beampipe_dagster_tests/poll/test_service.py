@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
+from beampipe_dagster.backends.daliuge.rest import RestBackend
 from beampipe_dagster.errors import SubmissionUncertainError
 from beampipe_dagster.ids import UuidIds
 from beampipe_dagster.ledger import executions
@@ -193,8 +194,7 @@ def test_a_deposit_during_an_execution_runs_after_it(stage: Stage) -> None:
     first = stage.submitted("A")
     stage.archives.deposit("A", 999)
     stage.request("A")
-    for end in (FINISHED,):
-        stage.daliuge.go(stage.session(first), end)
+    stage.daliuge.go(stage.session(first), FINISHED)
     tick(stage)
     source = stage.source("A")
     assert source.workflow_run_pending
@@ -455,10 +455,6 @@ def test_a_process_that_wakes_up_in_time_keeps_its_submission(
     execution = killed(stage, monkeypatch, before="deploy")
     tick(stage, after=61)
     assert stage.execution(execution).absent_count == 1
-    discard = stage.platform.backends.backend
-    del discard
-    from beampipe_dagster.backends.daliuge.rest import RestBackend  # noqa: PLC0415  # only here
-
     presence = RestBackend.presence
 
     def look(backend: RestBackend, session_id: str) -> object:

@@ -12,6 +12,7 @@ from threading import Barrier
 from typing import Any, TypeVar
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from beampipe_dagster.clock import ManualClock
@@ -59,6 +60,8 @@ def new_ledger(request: pytest.FixtureRequest, dialect: str, directory: Path) ->
         path = directory / "ledger.db"
         shutil.copy(template, path)
         with opened(f"sqlite:///{path}") as ledger:
+            # No test cuts the power: waiting for the disk would be most of the time.
+            sa.event.listen(ledger.engine, "connect", lambda raw, _: raw.execute("PRAGMA synchronous = OFF"))
             yield ledger
         return
     server: PostgresServer = request.getfixturevalue("postgres_server")

@@ -329,10 +329,21 @@ def _plain(args: JsonValue) -> str:
 
 
 def _log_text(lines: Sequence[JsonValue]) -> str:
+    """Errors and words for the user first, whole as far as they fit; then the rest, while there is room."""
     entries = [line for line in lines if isinstance(line, Mapping)]
-    entries.sort(key=lambda line: line.get("Level") not in _LOUD)
-    texts = (_message(str(line.get("Level", "")), str(line.get("Message", ""))) for line in entries)
-    return _cut("\n".join(text for text in texts if text))
+    texts = {True: list[str](), False: list[str]()}
+    for line in entries:
+        level = str(line.get("Level", ""))
+        if text := _message(level, str(line.get("Message", ""))):
+            texts[level in _LOUD].append(text)
+    shown = _cut("\n".join(texts[True]))
+    room = _LOG_BYTES - len(shown.encode())
+    for text in texts[False]:
+        room -= len(text.encode()) + 1
+        if room < 0:
+            break
+        shown = f"{shown}\n{text}" if shown else text
+    return shown or _cut("\n".join(texts[False]))
 
 
 def _message(level: str, message: str) -> str:
