@@ -26,7 +26,8 @@ WORDS = {
 MADE = "<!-- Made by scripts/write_config_docs.py from the models; change the models, not this page. -->"
 PROJECT = """\
 A survey is one YAML file. [A survey of your own](survey.md) tells what the parts are for; this page lists every
-field. What has no default and is not required may be left out. Unknown fields are errors, except in `signature`. `beampipe project validate FILE` checks a file and names line and column of what is wrong.
+field. What has no default and is not required may be left out. Unknown fields are errors, except in `signature`.
+`beampipe project validate FILE` checks a file and names line and column of what is wrong.
 
 YAML here is YAML 1.2 with the values of JSON: `yes`, `on`, `0123` and `2024-01-01` are texts, there is no merge
 key, and a key that stands twice in one mapping is an error.

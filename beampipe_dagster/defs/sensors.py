@@ -78,7 +78,9 @@ def execution_tick(config: ProjectConfig, interval_seconds: int) -> dg.SensorDef
     ) -> dg.SensorResult | dg.SkipReason:
         services = platform.get()
         report = services.admission.tick(project_id)
-        launches = services.launcher.due(project_id)
+        launches = [
+            launch for launch in services.launcher.due(project_id) if not is_queued(context.instance, launch)
+        ]
         if not launches:
             held = ", ".join(f"{name} ({code})" for name, code in report.held.items())
             words = report.message or report.skip_reason or "nothing to launch"
@@ -94,6 +96,17 @@ def execution_tick(config: ProjectConfig, interval_seconds: int) -> dg.SensorDef
         )
 
     return tick
+
+
+def is_queued(instance: dg.DagsterInstance, launch: Launch) -> bool:
+    """Whether the run of an earlier launch still waits in Dagster's queue: it is late, not lost.
+
+    A run that has begun is no reason to wait: its process may be dead, and the lease tells.
+    """
+    if launch.execution.launch_count == 1:
+        return False
+    tags = {names.TAG_EXECUTION: launch.execution.id}
+    return instance.get_runs_count(dg.RunsFilter(tags=tags, statuses=[dg.DagsterRunStatus.QUEUED])) > 0
 
 
 def run_requests(

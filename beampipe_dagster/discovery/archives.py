@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
+import requests
+from requests.auth import AuthBase, HTTPBasicAuth
+
 from beampipe_dagster.clock import Clock
-from beampipe_dagster.config.project import ProjectConfig
-from beampipe_dagster.discovery.archive import Archive
-from beampipe_dagster.discovery.tap import TapArchive
+from beampipe_dagster.config.project import AuthEnv, ProjectConfig
+from beampipe_dagster.discovery.archive import DEFAULT_MAXREC, Answer, Archive
+from beampipe_dagster.discovery.tap import TapArchive, TapSession
 from beampipe_dagster.errors import ConfigError
 
 
@@ -27,40 +32,134 @@ class ArchiveProvider(Protocol):
         ...
 
 
+class BearerAuth(AuthBase):
+    """A bearer token (RFC 6750) for each request; requests takes it away when it follows to another host."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Add the header."""
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+    def __repr__(self) -> str:
+        return "BearerAuth(…)"
+
+
+@dataclass(frozen=True, slots=True)
+class LimitedArchive:
+    """An archive with a row limit of its own: no query asks for more rows than it gives out.
+
+    As many rows as the limit count as an overflow, as everywhere.
+    """
+
+    archive: Archive
+    maxrec: int
+
+    def query(self, adql: str, *, maxrec: int = DEFAULT_MAXREC) -> Answer:
+        """See :class:`~beampipe_dagster.discovery.archive.Archive`."""
+        return self.archive.query(adql, maxrec=min(maxrec, self.maxrec))
+
+    def availability(self) -> tuple[bool, str]:
+        """See :class:`~beampipe_dagster.discovery.archive.Archive`."""
+        return self.archive.availability()
+
+
 class TapArchives:
-    """TAP services, by the project's own URL or else by the process's settings.
+    """TAP services: by the project's own definition or URL, or else by the process's settings.
 
     Parameters
     ----------
     urls
         TAP base URL by adapter name (``BEAMPIPE_<NAME>_TAP_URL``).
+    clock
+        Time.
+    environ
+        Where a definition's credentials are looked up by name; by default the process's environment.
+        They stay in the client's session: neither messages nor the ledger have them.
     """
 
-    def __init__(self, *, urls: Mapping[str, str], clock: Clock) -> None:
+    def __init__(
+        self, *, urls: Mapping[str, str], clock: Clock, environ: Mapping[str, str] | None = None
+    ) -> None:
         self._urls = dict(urls)
         self._clock = clock
+        self._environ = os.environ if environ is None else environ
         self._lock = threading.Lock()
-        self._clients: dict[tuple[str, str, float, int], TapArchive] = {}
+        self._clients: dict[tuple[object, ...], Archive] = {}
 
     def get(self, config: ProjectConfig, adapter: str) -> Archive:
-        """See :class:`ArchiveProvider`."""
-        own = getattr(config.adapters, f"{adapter}_tap_url", None)
+        """See :class:`ArchiveProvider`.
+
+        Raises
+        ------
+        ConfigError
+            ``archive_not_configured``, ``archive_credentials_missing``.
+        """
+        defined = config.adapters.definitions.get(adapter)
+        own = defined.tap_url if defined else getattr(config.adapters, f"{adapter}_tap_url", None)
         url = own or self._urls.get(adapter.lower())
         if not url:
             raise ConfigError(
                 f"no TAP service is configured for the adapter {adapter!r}",
                 code="archive_not_configured",
-                hint=f"set BEAMPIPE_{adapter.upper()}_TAP_URL, or adapters.{adapter}_tap_url in the project",
+                hint=f"set BEAMPIPE_{adapter.upper()}_TAP_URL, or adapters.definitions.{adapter} in the project",
             )
         limits = config.adapters.tap
-        key = (adapter, url, float(limits.timeout_seconds), limits.retries)
+        timeout = float((defined.timeout_seconds if defined else None) or limits.timeout_seconds)
+        auth = self._auth(adapter, defined.auth_env if defined else None)
+        maxrec = defined.maxrec if defined else None
+        key = (adapter, url, timeout, limits.retries, maxrec, defined.auth_env if defined else None)
         with self._lock:
             if key not in self._clients:
-                self._clients[key] = TapArchive(
-                    adapter=adapter,
-                    url=url,
-                    timeout_seconds=float(limits.timeout_seconds),
-                    retries=limits.retries,
-                    clock=self._clock,
-                )
+                self._clients[key] = self._client(adapter, url, timeout, limits.retries, auth, maxrec)
             return self._clients[key]
+
+    def _client(
+        self,
+        adapter: str,
+        url: str,
+        timeout: float,
+        retries: int,
+        auth: AuthBase | None,
+        maxrec: int | None,
+    ) -> Archive:
+        session = TapSession(timeout_seconds=timeout)
+        if auth is not None:
+            session.auth = auth
+            # Nothing of ~/.netrc, and no proxy of the environment: the credentials are for this service.
+            session.trust_env = False
+        archive = TapArchive(
+            adapter=adapter,
+            url=url,
+            timeout_seconds=timeout,
+            retries=retries,
+            clock=self._clock,
+            session=session,
+        )
+        return archive if maxrec is None else LimitedArchive(archive, maxrec)
+
+    def _auth(self, adapter: str, names: AuthEnv | None) -> AuthBase | None:
+        if names is None:
+            return None
+        if names.token is not None:
+            return BearerAuth(self._secret(adapter, names.token))
+        user, password = (self._secret(adapter, name or "") for name in (names.user, names.password))
+        return HTTPBasicAuth(user.encode(), password.encode())
+
+    def _secret(self, adapter: str, name: str) -> str:
+        value = self._environ.get(name, "").strip()
+        if not value:
+            raise ConfigError(
+                f"the adapter {adapter!r} takes its credentials from {name}, which is not set",
+                code="archive_credentials_missing",
+                hint=f"set {name} in the environment of the processes that discover, and start them again",
+            )
+        if any(ord(char) < 32 or ord(char) == 127 for char in value):
+            raise ConfigError(
+                f"the credentials of the adapter {adapter!r} in {name} hold a control character",
+                code="archive_credentials_missing",
+                hint=f"set {name} to one line of text",
+            )
+        return value

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from beampipe_dagster.config.canonical import JsonValue
 from beampipe_dagster.config.project import PrepareMetadata, ProjectConfig
-from beampipe_dagster.discovery.transforms import NONE, apply, column
+from beampipe_dagster.discovery.transforms import NONE, Transformed, apply, column
 from beampipe_dagster.errors import BeampipeError
 from beampipe_dagster.ledger import archive, sources
 from beampipe_dagster.ledger.sources import Source
@@ -125,7 +126,9 @@ class Impact:
         }
 
 
-def impact_of(conn: Connection, new: ProjectConfig, *, old: ProjectConfig) -> Impact:
+def impact_of(
+    conn: Connection, new: ProjectConfig, *, old: ProjectConfig, since: datetime | None = None
+) -> Impact:
     """Compute what a revision would change, from what the ledger holds.
 
     Parameters
@@ -136,10 +139,13 @@ def impact_of(conn: Connection, new: ProjectConfig, *, old: ProjectConfig) -> Im
         The revision that is thought of.
     old
         The revision that the rows were made with.
+    since
+        When that revision became the active one: rows of sources that were not looked at since then come
+        from an earlier one.
     """
     project_id = old.metadata.id
     recipe = Recipe(old, new)
-    total = compared = changed = 0
+    total = compared = changed = earlier = 0
     blocked: Counter[str] = Counter()
     failed: Counter[str] = Counter()
     examples: list[SourceImpact] = []
@@ -148,6 +154,8 @@ def impact_of(conn: Connection, new: ProjectConfig, *, old: ProjectConfig) -> Im
         if not stored or not source.discovery_signature:
             continue
         compared += 1
+        if since is not None and source.last_checked_at is not None and source.last_checked_at < since:
+            earlier += 1
         try:
             found = _compare(source, stored, recipe)
         except BeampipeError as error:
@@ -161,6 +169,12 @@ def impact_of(conn: Connection, new: ProjectConfig, *, old: ProjectConfig) -> Im
         if len(examples) < EXAMPLES:
             examples.append(found)
     rules = new.automation.execution
+    unknown = list(recipe.unknown)
+    if earlier:
+        unknown.append(
+            f"{earlier} of the sources were not looked at since the active revision was activated: their rows, "
+            "and their signatures, are of an earlier one"
+        )
     return Impact(
         project_id=project_id,
         sources=total,
@@ -171,7 +185,7 @@ def impact_of(conn: Connection, new: ProjectConfig, *, old: ProjectConfig) -> Im
         failed=dict(sorted(failed.items())),
         automatic=rules is not None and rules.enabled,
         examples=tuple(examples),
-        unknown=tuple(recipe.unknown),
+        unknown=tuple(unknown),
     )
 
 
@@ -244,7 +258,7 @@ class Recipe:
             mapping = self._new_map.get(target)
             if mapping is None:
                 if (was := self._raw(target, record)) is not NONE:
-                    made[target] = was  # type: ignore[assignment]  # NONE was just excluded
+                    made[target] = was
                 continue
             raw = (
                 source_identifier
@@ -253,13 +267,13 @@ class Recipe:
             )
             value = NONE if raw is NONE else apply(mapping.transform, raw, self._new_transforms)
             if value is not NONE:
-                made[target] = value  # type: ignore[assignment]  # as above
+                made[target] = value
             elif (shown := self._raw(target, record)) is not NONE:
-                made[target] = shown  # type: ignore[assignment]  # a column of that name takes its place
+                made[target] = shown
         made.setdefault("source_identifier", source_identifier)
         return made
 
-    def _raw(self, name: str, record: JsonObject) -> object:
+    def _raw(self, name: str, record: JsonObject) -> Transformed:
         """A raw column of a stored record; :data:`NONE` for one that the old map hid or that is not there."""
         prefix = next((text for text in _ENRICHMENT if name.startswith(text)), None)
         if prefix is not None:
@@ -271,7 +285,7 @@ class Recipe:
             return column(record, lowered) if plain else self._twin(lowered, record)
         return column(record, lowered)
 
-    def _twin(self, lowered: str, record: JsonObject) -> object:
+    def _twin(self, lowered: str, record: JsonObject) -> Transformed:
         """A hidden column that another field of the old map carries as it is."""
         for target, mapping in self._old_map.items():
             if mapping.from_.lower() == lowered and mapping.transform is None and target in record:

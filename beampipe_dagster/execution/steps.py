@@ -125,7 +125,9 @@ class ExecutionSteps:
                     execution,
                     now=self.clock.now(),
                     patch=fsm.StatusPatch(
-                        status=Status.RUNNING, execution_phase=ExecutionPhase.STAGE_AND_MANIFEST
+                        status=Status.RUNNING,
+                        execution_phase=ExecutionPhase.STAGE_AND_MANIFEST,
+                        clear_error=True,
                     ),
                     values={
                         "workflow_manifest": run_record.put(manifest, record),
@@ -197,6 +199,7 @@ class ExecutionSteps:
                 conn,
                 execution,
                 now=now,
+                patch=fsm.StatusPatch(clear_error=True),
                 values={
                     "source_graph_sha256": source.sha256,
                     "patched_graph_sha256": patched.sha256,
@@ -254,6 +257,7 @@ class ExecutionSteps:
                     conn,
                     execution,
                     now=now,
+                    patch=fsm.StatusPatch(clear_error=True),
                     values={
                         "physical_graph_sha256": artifact.sha256,
                         "control_phase": ControlPhase.TRANSLATED,

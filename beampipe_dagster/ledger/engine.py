@@ -89,10 +89,22 @@ def exclusive(url: str) -> Iterator[None]:
     if path is None:
         yield
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_directory(path.parent)
     with path.with_suffix(path.suffix + ".lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LedgerError(
+            f"the ledger's directory {path} cannot be made: {error.strerror}",
+            code="ledger_directory",
+            hint="set BEAMPIPE_HOME to a directory that can be written to",
+            retry=Retry.NEVER,
+        ) from error
 
 
 def _make_engine(url: str) -> Engine:
@@ -108,7 +120,7 @@ def _make_engine(url: str) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         path = sqlite_path(url)
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_directory(path.parent)
         engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
         sa.event.listen(engine, "connect", _configure_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)

@@ -300,6 +300,18 @@ def in_flight_of_other_revisions(conn: Connection, project_module: str, revision
     return [row.id for row in rows]
 
 
+def counts_by_revision(conn: Connection, project_module: str) -> dict[str, tuple[int, int]]:
+    """By revision: how many executions were admitted with it, and how many of them are active."""
+    columns = batch_execution_record.c
+    active = sa.case((columns.status.in_([status.value for status in ACTIVE]), 1))
+    rows = conn.execute(
+        sa.select(columns.project_config_id, sa.func.count(), sa.func.count(active))
+        .where(columns.project_module == project_module)
+        .group_by(columns.project_config_id)
+    )
+    return {revision: (total, running) for revision, total, running in rows}
+
+
 def active_sources(conn: Connection, project_module: str) -> set[str]:
     """Sources that an active execution holds."""
     rows = conn.execute(

@@ -87,3 +87,18 @@ def timeline(
         provenance_events.c.occurred_at.desc(), provenance_events.c.id.desc()
     ).limit(limit)
     return [to_value(RecordedEvent, row) for row in conn.execute(statement)][::-1]
+
+
+def of_type(conn: Connection, project_module: str, event_type: str) -> list[RecordedEvent]:
+    """Every event of one type that is about a survey as a whole, oldest first."""
+    columns = provenance_events.c
+    statement = (
+        sa.select(provenance_events)
+        .where(
+            columns.project_module == project_module,
+            columns.source_identifier.is_(None),
+            columns.event_type == event_type,
+        )
+        .order_by(columns.occurred_at, columns.id)
+    )
+    return [to_value(RecordedEvent, row) for row in conn.execute(statement)]

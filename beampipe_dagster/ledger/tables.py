@@ -278,6 +278,7 @@ execution_sources = sa.Table(
     sa.Column("project_module", sa.String(50), nullable=False),
     sa.Column("discovery_signature", sa.String(64), nullable=False),
     sa.Column("active", sa.Boolean, nullable=False),
+    sa.Index("ix_execution_sources_source", "project_module", "source_identifier"),
     sa.Index(
         "ux_execution_sources_active",
         "project_module",

@@ -24,9 +24,9 @@ from beampipe_dagster.assembly import Platform, assemble
 from beampipe_dagster.clock import rfc3339
 from beampipe_dagster.config.profile import DeploymentProfile, load_profile
 from beampipe_dagster.config.settings import Settings
-from beampipe_dagster.errors import BeampipeError, ConfigError
+from beampipe_dagster.errors import BeampipeError, ConfigError, ConflictError
 from beampipe_dagster.execution.projects import read_text
-from beampipe_dagster.ledger import executions, sources
+from beampipe_dagster.ledger import executions, projects, sources
 from beampipe_dagster.ledger.executions import Execution
 from beampipe_dagster.ledger.sources import NewSource, Source
 from beampipe_dagster.ledger.states import Status
@@ -110,6 +110,27 @@ def seed(options: UpOptions) -> None:
     platform.ledger.dispose()
 
 
+def _seed_alone(options: UpOptions) -> None:
+    """Seed a ledger that holds nothing but the demo: it may be a database that is used for something else.
+
+    Raises
+    ------
+    ConflictError
+        ``ledger_in_use``: the ledger has other surveys.
+    """
+    platform = platform_of(options)
+    with platform.ledger.read() as conn:
+        others = {item.project_id for item in projects.all_active(conn)} - {load_demo().survey}
+    platform.ledger.dispose()
+    if others:
+        raise ConflictError(
+            f"the ledger at {platform.ledger.display_url()} has the surveys {', '.join(sorted(others))}",
+            code="ledger_in_use",
+            hint="unset BEAMPIPE_DATABASE_URL for the demo, or give it a database of its own",
+        )
+    seed(options)
+
+
 def local_profile(options: UpOptions) -> DeploymentProfile:
     """The demo's deployment profile, pointed at the DALiuGE that these options start."""
     stack = options.ports.daliuge
@@ -159,7 +180,7 @@ def run_demo(
     watcher = _Watcher(options, result, out, timeout_seconds)
     thread = threading.Thread(target=watcher.run, args=(stop,), name="demo", daemon=True)
     try:
-        run_up(options, console=out, seed=lambda: seed(options), stop=stop, on_up=thread.start)
+        run_up(options, console=out, seed=lambda: _seed_alone(options), stop=stop, on_up=thread.start)
     except BeampipeError as error:
         result.problems.append(str(error))
     if thread.ident is None:

@@ -53,12 +53,13 @@ class SourceRegistry:
         with self._ledger.begin() as conn:
             projects.active(conn, project_id)
             added, updated = sources.upsert(conn, project_id, new, ids=self._ids, now=now)
+            fresh = set(added)
             enabled = {source.source_identifier: source.enabled for source in new}
             provenance.record(
                 conn,
                 [
                     provenance.Event(
-                        event_type="source.registered" if name in added else "source.updated",
+                        event_type="source.registered" if name in fresh else "source.updated",
                         project_module=project_id,
                         source_identifier=name,
                         actor=actor,

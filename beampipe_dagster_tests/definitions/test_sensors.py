@@ -103,6 +103,22 @@ def test_the_same_execution_is_asked_for_again_only_when_its_launch_was_lost(her
     assert request.run_key == f"{here.execution(key).id}:2"
 
 
+@pytest.mark.parametrize(
+    ("status", "asked"), [(dg.DagsterRunStatus.QUEUED, False), (dg.DagsterRunStatus.STARTED, True)]
+)
+def test_a_launch_that_is_late_in_the_queue_is_not_lost(
+    here: World, status: dg.DagsterRunStatus, *, asked: bool
+) -> None:
+    here.with_sources("A1")
+    (request,) = admission(here).run_requests
+    here.instance.create_run_for_job(
+        here.definitions.resolve_job_def(names.execution_job(SURVEY)), tags=request.tags, status=status
+    )
+    here.clock.advance(121)
+    again = admission(here)
+    assert isinstance(again, dg.SensorResult) is asked
+
+
 def test_a_partition_that_dagster_does_not_know_is_added_with_the_run(here: World) -> None:
     (key,) = here.with_sources("A1")
     here.instance.delete_dynamic_partition(names.partitions_name(SURVEY), key)

@@ -13,6 +13,8 @@ from beampipe_dagster_tests.support.graphs import hello
 from beampipe_dagster_tests.support.ledgers import SURVEY, at_once
 from beampipe_dagster_tests.support.platforms import Stage, make_platform
 
+GREETER = {"match": {"kind": "node_name", "equals": "greeter"}, "set": {"num_cpus": 2}}
+
 
 def add(stage: Stage, path: Path | None = None) -> service.AddedProject:
     return stage.platform.projects.add_project(path or stage.home / "survey.yaml", actor="anna")
@@ -34,7 +36,7 @@ def test_the_same_document_makes_no_new_revision(stage: Stage) -> None:
 
 
 def test_a_changed_document_is_a_new_revision_with_its_graph(stage: Stage) -> None:
-    stage.add_survey(graph=hello())
+    stage.add_survey(graph=hello(), graph_patches=[GREETER])
     with stage.ledger.read() as conn:
         active = projects.active(conn, SURVEY)
         assert active.version == 2
@@ -45,7 +47,7 @@ def test_a_changed_document_is_a_new_revision_with_its_graph(stage: Stage) -> No
 
 
 def test_an_earlier_document_becomes_active_again_as_a_new_revision(stage: Stage) -> None:
-    stage.add_survey(graph=hello())
+    stage.add_survey(graph=hello(), graph_patches=[GREETER])
     stage.add_survey()
     with stage.ledger.read() as conn:
         assert projects.active(conn, SURVEY).version == 3

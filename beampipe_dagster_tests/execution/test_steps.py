@@ -212,11 +212,9 @@ def test_a_graph_that_cannot_run_fails_before_anything_is_asked(stage: Stage) ->
 
 
 def test_a_failed_signature_is_not_tried_again_and_a_new_one_is(stage: Stage) -> None:
-    patch = {"match": {"kind": "node_name", "equals": "nobody"}, "set": {"num_cpus": 1}}
-    stage.add_survey(graph_patches=[patch])
-    execution = stage.do("workflow_manifest", stage.admitted("A")).execution
-    assert refused(stage, "prepared_graph", execution).code == "graph_patch_node_not_found"
-    stage.add_survey()
+    execution = stage.submit(stage.admitted("A"), until="prepared_graph")
+    stage.daliuge.plan.on("translate", Fault("answer", status=422, body='{"detail": "no"}'))
+    assert refused(stage, "physical_graph", execution).code == "translation_refused"
     stage.request("A")
     assert stage.admit() == []
     stage.archives.deposit("A", 9)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from beampipe_dagster.backends.base import SubmissionReceipt
 from beampipe_dagster.clock import rfc3339
 from beampipe_dagster.errors import (
     BackendUnavailableError,
@@ -248,7 +249,7 @@ def test_of_two_processes_at_once_one_submits(stage: Stage, translated: Executio
 
 def test_the_same_receipt_twice_changes_nothing(stage: Stage, translated: Execution) -> None:
     done = stage.do("backend_run", translated).execution
-    receipt = submission.SubmissionReceipt(
+    receipt = SubmissionReceipt(
         session_id="other", manager_url="elsewhere", drops=9, roots=9, deployed_at=stage.clock.now()
     )
     with stage.ledger.begin() as conn:

@@ -16,7 +16,7 @@ from beampipe_dagster.ledger import executions, provenance
 from beampipe_dagster.ledger.executions import Execution
 from beampipe_dagster.ledger.sources import NewSource
 from beampipe_dagster.ledger.states import Status, SubmissionState
-from beampipe_dagster_tests.support.stack import SURVEY, Gate, Stack, new_options, running_stack
+from beampipe_dagster_tests.support.stack import SURVEY, Gate, Stack, living, new_options, running_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("stack-kill"), pytest.mark.timeout(120)]
 
@@ -62,7 +62,12 @@ def kill_in_the_middle(gate: Gate, stack: Stack, source: str, where: str) -> Exe
     assert intended.lease_token is not None
     assert intended.daliuge_session_id in stack.sessions()
     before = stack.pids()
+    worker = gate.client
+    assert worker is not None
+    assert worker not in before.values(), "the run has a process of its own"
+    assert worker in living(stack.options.home)
     stack.kill("daemon", "code-server")
+    assert worker not in living(stack.options.home)
     gate.open()
     stack.until(
         lambda: {"daemon", "code-server"} <= stack.pids().keys()

@@ -7,6 +7,8 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -48,26 +50,24 @@ def daemon(url: str, home: str) -> None:
         )
         while True:
             for claim in platform.discovery.tick(SURVEY).claims:
-                attempt(lambda token=claim.token: platform.discovery.run_batch(token))
+                attempt(partial(platform.discovery.run_batch, claim.token))
             platform.admission.tick(SURVEY)
             for launch in platform.launcher.due(SURVEY):
                 holder = platform.ids.new()
                 for step in STEPS:
                     service = platform.submission if step == "backend_run" else platform.steps
-                    attempt(
-                        lambda one=service, name=step: getattr(one, name)(launch.execution.id, holder=holder)
-                    )
+                    attempt(partial(getattr(service, step), launch.execution.id, holder=holder))
             attempt(platform.poll.tick)
             time.sleep(0.05)
 
 
-def attempt(action: object) -> None:
-    """Do it; what is refused or waits is done again, or by somebody else."""
-    assert callable(action)
+def attempt(action: Callable[[], object]) -> None:
+    """Do it; what is refused or waits is done again, or by somebody else. A defect ends the process."""
     try:
         action()
     except BeampipeError as error:
-        assert error.code != "internal", error
+        if error.code == "internal":
+            raise
 
 
 def start(ledger: Ledger, home: Path, number: int) -> list[BaseProcess]:

@@ -68,7 +68,7 @@ def test_the_first_rule_that_does_not_hold_is_told(
     found = blocker(replace(SOURCE, **changes), rows)
     assert found is not None
     assert (found.code, found.hint) == (expected, HINTS[expected])
-    worse = {"enabled": False, "last_checked_at": None, "discovery_signature": None}
+    worse: dict[str, Any] = {"enabled": False, "last_checked_at": None, "discovery_signature": None}
     assert code(replace(SOURCE, **worse), {}) == "source_disabled"
 
 

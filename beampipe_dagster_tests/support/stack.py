@@ -251,12 +251,15 @@ class Gate:
         Sessions whose deployment was handed on, in order.
     held
         Set when a deployment is being held.
+    client
+        Process id of whoever asked for the deployment that is held.
     """
 
     def __init__(self, manager_port: int) -> None:
         self.manager_port = manager_port
         self.deployed: list[str] = []
         self.held = threading.Event()
+        self.client: int | None = None
         self._hold: str | None = None
         self._release = threading.Event()
         self._server = _GateServer(self)
@@ -282,20 +285,23 @@ class Gate:
         self._hold = None
         self._release.set()
 
-    def passes(self, session_id: str, forward: Callable[[], tuple[int, bytes]]) -> tuple[int, bytes] | None:
+    def passes(
+        self, session_id: str, client_port: int, forward: Callable[[], tuple[int, bytes]]
+    ) -> tuple[int, bytes] | None:
         """Hand a deployment on; ``None`` when it ends without an answer."""
         where = self._hold
         if where == "request":
-            self._wait()
+            self._wait(client_port)
             return None
         self.deployed.append(session_id)
         answer = forward()
         if where == "response":
-            self._wait()
+            self._wait(client_port)
             return None
         return answer
 
-    def _wait(self) -> None:
+    def _wait(self, client_port: int) -> None:
+        self.client = process_at(client_port)
         self.held.set()
         self._release.wait(120)
 
@@ -333,7 +339,7 @@ class _GateHandler(BaseHTTPRequestHandler):
         parts = self.path.strip("/").split("/")
         try:
             if self.command == "POST" and parts[-1] == "deploy":
-                answer = self.server.gate.passes(parts[-2], lambda: self._forward(body))
+                answer = self.server.gate.passes(parts[-2], self.client_address[1], lambda: self._forward(body))
             else:
                 answer = self._forward(body)
         except (OSError, HTTPException):
@@ -350,6 +356,20 @@ class _GateHandler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     do_GET = do_POST = do_DELETE = _handle  # noqa: N815  # the base's names
+
+
+def process_at(local_port: int) -> int | None:
+    """The process that has a connection from this port of the loopback interface."""
+    inodes = set()
+    for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
+        fields = line.split()
+        if int(fields[1].rpartition(":")[2], 16) == local_port:
+            inodes.add(f"socket:[{fields[9]}]")
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if any(str(link.readlink()) in inodes for link in (entry / "fd").iterdir()):
+                return int(entry.name)
+    return None
 
 
 def living(home: Path) -> dict[int, str]:

@@ -195,7 +195,7 @@ def upgrade() -> None:
         sa.Column("last_executed_discovery_signature", sa.String(length=64), nullable=True),
         sa.Column("discovery_claim_token", sa.String(length=36), nullable=True),
         sa.Column("discovery_claim_expires_at", UtcDateTime(), nullable=True),
-        sa.Column("workflow_run_pending", sa.Boolean(), server_default=sa.false(), nullable=False),
+        sa.Column("workflow_run_pending", sa.Boolean(), server_default=sa.text("0"), nullable=False),
         sa.Column("workflow_run_pending_at", UtcDateTime(), nullable=True),
         sa.Column("hold", Json, nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_source_registry")),
@@ -393,6 +393,9 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("execution_sources", schema=None) as batch_op:
         batch_op.create_index(
+            "ix_execution_sources_source", ["project_module", "source_identifier"], unique=False
+        )
+        batch_op.create_index(
             "ux_execution_sources_active",
             ["project_module", "source_identifier"],
             unique=True,
@@ -406,6 +409,7 @@ def downgrade() -> None:
         batch_op.drop_index(
             "ux_execution_sources_active", sqlite_where=sa.text("active"), postgresql_where=sa.text("active")
         )
+        batch_op.drop_index("ix_execution_sources_source")
 
     op.drop_table("execution_sources")
     with op.batch_alter_table("execution_observations", schema=None) as batch_op:
