@@ -10,6 +10,7 @@ from rich.console import Console
 
 from beampipe_dagster.cli.core import EXIT_FAILED, Context, Group, pass_context
 from beampipe_dagster.cli.diagnostics import show_report
+from beampipe_dagster.cli.project_revisions import register, show_notes
 from beampipe_dagster.cli.render import DIGITS, cell, console, emit, facts, number, table, when
 from beampipe_dagster.config.project import Automation, ProjectConfig
 from beampipe_dagster.config.validation import validate_project
@@ -24,6 +25,9 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.group(cls=Group)
 def project() -> None:
     """Surveys: what is looked for, and what is done with it."""
+
+
+register(project)
 
 
 @project.command("validate")
@@ -70,9 +74,15 @@ def add(context: Context, file: Path) -> int:
         show_report(console(stderr=True), validate_project(text, name=str(file)), name=str(file), text=text)
         return EXIT_FAILED
     revision = added.revision
-    data = {**_summary(revision), "changed": added.changed}
+    data = {
+        **_summary(revision),
+        "changed": added.changed,
+        "warnings": [warning.as_dict() for warning in added.warnings],
+        "findings": [finding.as_dict() for finding in added.findings],
+    }
 
     def people(out: Console) -> None:
+        show_notes(out, added.warnings, added.findings)
         words = f"is at revision {revision.version} now" if added.changed else "has not changed"
         out.print(f"{revision.project_id} {words} ({revision.spec_sha256[:DIGITS]}).")
         if added.changed and revision.version == 1:

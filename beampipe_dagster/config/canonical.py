@@ -35,10 +35,13 @@ INT_MAX = 2**64 - 1
 
 # The C encoder prints doubles as ``repr`` does. That is the canonical text except for the exponents
 # -5 to -9 (``1e-05``, ``1e-06``), which also makes them easy to find; an integer that may be too
-# long has 19 digits.
+# long has 19 digits. Manifests are millions of characters without either, so that looking for them
+# must cost less than writing the text: a run of digits is found as a run of zeros.
 _SUSPECT = re.compile(r"[0-9]e-0|[0-9]{19}")
+_DIGITS_AS_ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
+_LONG_RUN = b"0" * 19
 _REPAIR = re.compile(
-    r'"(?:[^"\\]|\\.)*"'  # a string: stepped over as a whole
+    r'"[^"\\]*(?:\\.[^"\\]*)*"'  # a string: stepped over as a whole
     r"|(?P<mantissa>-?[0-9]+(?:\.[0-9]+)?)e-0(?P<exponent>[0-9])"
     r"|(?<![0-9.])(?P<integer>-?[0-9]{19,})(?![0-9.e])",
     re.DOTALL,
@@ -82,10 +85,10 @@ def _canonical(value: JsonValue, *, sort_keys: bool) -> str:
         text = json.dumps(
             value, ensure_ascii=False, sort_keys=sort_keys, separators=(",", ":"), allow_nan=False
         )
-        if _SUSPECT.search(text):
+        raw = text.encode()
+        maybe = "e-0" in text or _LONG_RUN in raw.translate(_DIGITS_AS_ZEROS)
+        if maybe and _SUSPECT.search(text):
             text = _REPAIR.sub(_repaired, text)
-        if not text.isascii():
-            text.encode()
     except RecursionError:
         raise _refused("the value is nested too deeply") from None
     except UnicodeEncodeError:

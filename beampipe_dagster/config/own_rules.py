@@ -73,6 +73,20 @@ def kind_hint(given: object) -> str | None:
     return None if own is None else f"A match of kind {given} is given by {' and '.join(own)}, not by equals."
 
 
+def own_problems(config: ProjectConfig) -> Iterator[Problem]:
+    """The parts that have no order among the other rules; the paths begin at the document."""
+    for problem in adapter_problems(config.adapters):
+        yield Problem(("adapters", *problem.path), problem.code, problem.message, problem.hint)
+    names: set[str] = set()
+    for index, plugin in enumerate(config.plugins):
+        for field in ("name", "version"):
+            if not getattr(plugin, field).strip():
+                yield Problem(("plugins", index, field), "required", "must not be blank")
+        if plugin.name in names:
+            yield Problem(("plugins", index, "name"), "duplicate_plugin", f"{plugin.name!r} is named twice")
+        names.add(plugin.name)
+
+
 def adapter_problems(adapters: Adapters) -> Iterator[Problem]:
     """The TAP services that a survey names itself."""
     for name, defined in sorted(adapters.definitions.items()):

@@ -418,8 +418,17 @@ class SourceIdentity(Section):
     )
 
 
+class PluginRef(Section):
+    """Code of the survey's own, installed as a Python package, and the version that was meant."""
+
+    name: str = Field(description="Name of its entry point in the group beampipe_dagster.plugins")
+    version: str = Field(description="Version of the package that brings it, exactly")
+
+
 class ProjectConfig(Section):
     """A survey: all that discovery, execution and automation need to know about it."""
+
+    omitted_when_empty = frozenset({"plugins"})
 
     api_version: str = Field(
         alias="apiVersion", description="Version of this format", json_schema_extra={"const": API_VERSION}
@@ -442,6 +451,7 @@ class ProjectConfig(Section):
     source_identity: SourceIdentity | None = Field(
         None, description="How an identifier becomes template variables"
     )
+    plugins: Many[PluginRef] = Field((), description="Code of the survey's own, in the order of use")
 
     def canonical_text(self) -> str:
         """The text under the digest: compact JSON of :meth:`as_json`, in its order."""

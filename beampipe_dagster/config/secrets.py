@@ -26,12 +26,12 @@ _SHAPES: Final = (
     ("an access key", re.compile(r"\bAKIA[0-9A-Z]{16}\b")),
     ("a JSON web token", re.compile(r"\beyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}")),
     ("a bearer token", re.compile(r"\bbearer\s{1,3}(?!\$)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)),
-    # `TOKEN=abc`, `--password abc`, but not `TOKEN=$VARIABLE`, `$(command)` or `<placeholder>`.
+    # `TOKEN=abc`, `--password abc`, but not `TOKEN=$VARIABLE`, `TOKEN={variable}` or `TOKEN=<yours>`.
     (
         "a password or a token",
-        re.compile(_WORDS + r"\s{0,3}=\s{0,3}[\"']?(?![$`<\"'])[^\s\"'=]", re.IGNORECASE),
+        re.compile(_WORDS + r"\s{0,3}=\s{0,3}[\"']?(?![$`<{\"'])[^\s\"'=]", re.IGNORECASE),
     ),
-    ("a password or a token", re.compile("--" + _WORDS + r"\s{1,3}[\"']?(?![$`<\"'-])\S", re.IGNORECASE)),
+    ("a password or a token", re.compile("--" + _WORDS + r"\s{1,3}[\"']?(?![$`<{\"'-])\S", re.IGNORECASE)),
 )
 _SECRET_KEY: Final = re.compile(rf"(?:^|[_-]|[a-z](?=[A-Z])){_WORDS}s?$|^authorization$", re.IGNORECASE)
 

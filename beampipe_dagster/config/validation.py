@@ -27,9 +27,9 @@ from beampipe_dagster.config.expressions import FUNCTIONS
 from beampipe_dagster.config.own_rules import (
     Problem,
     adapter_advice,
-    adapter_problems,
     kind_hint,
     match_problems,
+    own_problems,
 )
 from beampipe_dagster.config.patterns import compile_pattern
 from beampipe_dagster.config.project import (
@@ -264,7 +264,7 @@ class _Rules:
         if adapters.tap.timeout_seconds == 0:
             path = ("adapters", "tap", "timeout_seconds")
             yield self._error(path, "invalid_limit", "must be at least 1")
-        yield from self._problems(("adapters",), adapter_problems(adapters))
+        yield from self._problems((), own_problems(self._config))
 
     def _automation(self) -> Iterator[Diagnostic]:
         automation = self._config.automation

@@ -272,9 +272,9 @@ class _Composer:
         place = _place(event.start_mark)
         node = self._anchors.get(event.anchor or "")
         if node is None:
-            self._refuse(f"the alias *{event.anchor} has no anchor before it", place)
+            self._refuse(f"the alias {_shown(event.anchor or '')} has no anchor before it", place)
         if not node.closed:
-            self._refuse(f"the alias *{event.anchor} stands inside its own anchor", place)
+            self._refuse(f"the alias {_shown(event.anchor or '')} stands inside its own anchor", place)
         self._count(node.nodes, node.characters, node.height, place)
         frame = self._stack[-1] if self._stack else None
         if frame and frame.node.entries is not None and frame.key is None:

@@ -128,8 +128,6 @@ class TapArchives:
         session = TapSession(timeout_seconds=timeout)
         if auth is not None:
             session.auth = auth
-            # Nothing of ~/.netrc, and no proxy of the environment: the credentials are for this service.
-            session.trust_env = False
         archive = TapArchive(
             adapter=adapter,
             url=url,

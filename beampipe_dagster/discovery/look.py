@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from beampipe_dagster.clock import Clock
@@ -11,7 +12,8 @@ from beampipe_dagster.config.canonical import JsonValue
 from beampipe_dagster.config.project import ProjectConfig, Query
 from beampipe_dagster.discovery.archive import Evidence
 from beampipe_dagster.discovery.archives import ArchiveProvider
-from beampipe_dagster.discovery.prepare import choose_enrichment_row, prepare_metadata, sbids_of
+from beampipe_dagster.discovery.plugins import Plugin, Plugins, prepared_by, rules_of
+from beampipe_dagster.discovery.prepare import Rules, choose_enrichment_row, prepare_metadata, sbids_of
 from beampipe_dagster.discovery.templates import render, template_context
 from beampipe_dagster.errors import BeampipeError, ConfigError
 from beampipe_dagster.signature.payload import (
@@ -48,10 +50,27 @@ class SourceLook:
     never an empty result: absence is only what a complete answer says.
     """
 
-    def __init__(self, *, config: ProjectConfig, archives: ArchiveProvider, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        config: ProjectConfig,
+        archives: ArchiveProvider,
+        clock: Clock,
+        plugins: Plugins | None = None,
+    ) -> None:
         self._config = config
         self._archives = archives
         self._clock = clock
+        self._installed = plugins
+
+    @cached_property
+    def _plugins(self) -> tuple[Plugin, ...]:
+        """The survey's plug-ins; one that is not there makes each look an error, and not the batch."""
+        return (self._installed or Plugins()).of(self._config)
+
+    @cached_property
+    def _rules(self) -> Rules:
+        return rules_of(self._plugins)
 
     def look(self, source_identifier: str) -> Look:
         """Ask the archives about one source; errors are part of the result."""
@@ -101,7 +120,7 @@ class SourceLook:
         found: dict[str, JsonValue] = {}
         for sbid in sbids:
             rows = self._ask(query, source, len(self._config.discovery.queries), {"sbid": sbid}, evidence)
-            row = choose_enrichment_row(query.name, sbid, rows)
+            row = choose_enrichment_row(query.name, sbid, rows, rules=self._rules)
             if row is not None:
                 found[sbid] = row
         return found
@@ -127,7 +146,8 @@ class SourceLook:
         enrichments: dict[str, JsonValue],
         evidence: list[Evidence],
     ) -> Look:
-        prepared = prepare_metadata(self._config, source, rows, enrichments)
+        prepared = prepare_metadata(self._config, source, rows, enrichments, rules=self._rules)
+        prepared = prepared_by(self._plugins, self._config, source, rows, enrichments, prepared)
         records: list[JsonValue] = list(prepared.records)
         validate_records(records)
         options = self._config.signature_options

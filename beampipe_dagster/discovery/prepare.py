@@ -3,7 +3,7 @@
 The general part follows ``discovery.prepare_metadata`` of the project file. What particular
 archives need beyond that is registered by the name of the query or enrichment that brings it
 (:data:`ROW_CHOICES`, :data:`FLAG_SOURCES`, :data:`RECORD_FIELDS`), so that a survey without those
-queries has none of it.
+queries has none of it. Plug-ins bring further ones (:class:`Rules`).
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from beampipe_dagster.config.canonical import JsonValue
     from beampipe_dagster.config.project import ProjectConfig
 
+    RowChoice = Callable[[str, Sequence[Mapping[str, JsonValue]]], dict[str, JsonValue] | None]
+    Bringer = Callable[[JsonValue, dict[str, JsonValue]], None]
+
 _ENRICHMENT = ("enrichments.", "enrichment.")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _CARRIED_FLAGS = ("ra_string", "dec_string", "vsys")
@@ -56,11 +59,40 @@ class PreparedMetadata:
     flags: dict[str, JsonValue]
 
 
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What is done with the answers to queries of particular names.
+
+    Parameters
+    ----------
+    row_choices
+        By enrichment: which of the rows for an SBID is kept.
+    flag_sources
+        By query: flags that its rows bring; they are set in the mapping that is given.
+    record_fields
+        By enrichment: fields that its row brings into the records of its SBID, set in the record.
+    """
+
+    row_choices: Mapping[str, RowChoice]
+    flag_sources: Mapping[str, Bringer]
+    record_fields: Mapping[str, Bringer]
+
+    def with_more(self, more: Rules) -> Rules:
+        """These rules and others; for the same name the others count."""
+        return Rules(
+            {**self.row_choices, **more.row_choices},
+            {**self.flag_sources, **more.flag_sources},
+            {**self.record_fields, **more.record_fields},
+        )
+
+
 def prepare_metadata(
     config: ProjectConfig,
     source_identifier: str,
     rows: Sequence[Mapping[str, JsonValue]],
     enrichments: Mapping[str, JsonValue],
+    *,
+    rules: Rules | None = None,
 ) -> PreparedMetadata:
     """Make a source's records and flags.
 
@@ -74,14 +106,17 @@ def prepare_metadata(
         Rows of the primary query.
     enrichments
         By name: the list of rows of a further query, or ``{sbid: row}`` of an enrichment.
+    rules
+        For queries of particular names; the built-in ones unless given.
 
     Raises
     ------
     ConfigError
         ``transform_cycle`` or ``transform_too_long``.
     """
-    flags = discovery_flags(config, enrichments)
-    records = [_record(config, source_identifier, row, enrichments, flags) for row in rows]
+    rules = rules or BUILT_IN
+    flags = discovery_flags(config, enrichments, rules=rules)
+    records = [_record(config, source_identifier, row, enrichments, flags, rules) for row in rows]
     return PreparedMetadata(records, flags)
 
 
@@ -94,7 +129,9 @@ def sbids_of(config: ProjectConfig, rows: Sequence[Mapping[str, JsonValue]]) -> 
     return sorted(sbid for sbid in found if sbid is not None)
 
 
-def discovery_flags(config: ProjectConfig, enrichments: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+def discovery_flags(
+    config: ProjectConfig, enrichments: Mapping[str, JsonValue], *, rules: Rules | None = None
+) -> dict[str, JsonValue]:
     """A source's flags: those of the project file, and those that its queries bring.
 
     A flag's ``from`` is a dotted path into ``{"enrichments": {...}}``; what is not there is
@@ -106,14 +143,18 @@ def discovery_flags(config: ProjectConfig, enrichments: Mapping[str, JsonValue])
         raw = _at_path(root, mapping.from_)
         value = apply(mapping.transform, raw, config.transforms)
         flags[name] = raw if value is NONE else value
-    for name, bring in FLAG_SOURCES.items():
+    for name, bring in (rules or BUILT_IN).flag_sources.items():
         if name in enrichments:
             bring(enrichments[name], flags)
     return flags
 
 
 def choose_enrichment_row(
-    enrichment: str, sbid: str, rows: Sequence[Mapping[str, JsonValue]]
+    enrichment: str,
+    sbid: str,
+    rows: Sequence[Mapping[str, JsonValue]],
+    *,
+    rules: Rules | None = None,
 ) -> dict[str, JsonValue] | None:
     """The row that an enrichment keeps for an SBID.
 
@@ -125,6 +166,8 @@ def choose_enrichment_row(
         The SBID that was asked for.
     rows
         What the archive answered.
+    rules
+        The built-in ones unless given.
 
     Returns
     -------
@@ -136,7 +179,7 @@ def choose_enrichment_row(
     DataError
         As the enrichment's rule says, see :func:`choose_calibration_archive`.
     """
-    return ROW_CHOICES.get(enrichment, _first_row)(sbid, rows)
+    return (rules or BUILT_IN).row_choices.get(enrichment, _first_row)(sbid, rows)
 
 
 def choose_calibration_archive(
@@ -212,6 +255,7 @@ def _record(
     row: Mapping[str, JsonValue],
     enrichments: Mapping[str, JsonValue],
     flags: Mapping[str, JsonValue],
+    rules: Rules,
 ) -> dict[str, JsonValue]:
     record: dict[str, JsonValue] = {}
     for target, mapping in sorted(_options(config).field_map.items()):
@@ -226,7 +270,7 @@ def _record(
     for name, by_sbid in sorted(enrichments.items()):
         if sbid is not None and isinstance(by_sbid, dict) and sbid in by_sbid:
             record[name] = by_sbid[sbid]
-    for name, add in RECORD_FIELDS.items():
+    for name, add in rules.record_fields.items():
         if name in record:
             add(record[name], record)
     record.update({name: flags[name] for name in _CARRIED_FLAGS if name in flags})
@@ -322,20 +366,17 @@ def _evaluation_fields(row: JsonValue, record: dict[str, JsonValue]) -> None:
         record.setdefault("evaluation_file", name)
 
 
-ROW_CHOICES: Final[
-    dict[str, Callable[[str, Sequence[Mapping[str, JsonValue]]], dict[str, JsonValue] | None]]
-] = {"sbid_to_eval_file": choose_calibration_archive}
+ROW_CHOICES: Final[dict[str, RowChoice]] = {"sbid_to_eval_file": choose_calibration_archive}
 """By enrichment: which of the rows for an SBID is kept."""
 
-FLAG_SOURCES: Final[dict[str, Callable[[JsonValue, dict[str, JsonValue]], None]]] = {
-    "ra_dec_vsys": _position_flags
-}
+FLAG_SOURCES: Final[dict[str, Bringer]] = {"ra_dec_vsys": _position_flags}
 """By query: flags that its rows bring."""
 
-RECORD_FIELDS: Final[dict[str, Callable[[JsonValue, dict[str, JsonValue]], None]]] = {
-    "sbid_to_eval_file": _evaluation_fields
-}
+RECORD_FIELDS: Final[dict[str, Bringer]] = {"sbid_to_eval_file": _evaluation_fields}
 """By enrichment: fields that its row brings into the records of its SBID."""
+
+BUILT_IN: Final = Rules(ROW_CHOICES, FLAG_SOURCES, RECORD_FIELDS)
+"""The rules that hold for every survey that has queries of those names: WALLABY's."""
 
 
 def _number(value: str) -> float | None:

@@ -172,6 +172,12 @@ def _datasets(config: ProjectConfig) -> Iterator[str]:
     for query in config.discovery.queries[1:]:
         if query.name in FLAG_SOURCES:
             yield f"{query.name} gives ra_string, dec_string and vsys, from its first row."
+    yield from _plugins(config)
+
+
+def _plugins(config: ProjectConfig) -> Iterator[str]:
+    for plugin in config.plugins:
+        yield f"The plug-in {plugin.name} {plugin.version} may change records, the manifest and the patches."
 
 
 def _origin(mapping: FieldMapping) -> str:

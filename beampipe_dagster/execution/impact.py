@@ -310,6 +310,10 @@ class Recipe:
             yield "source_identity changed: the queries ask for other names; the rows of the old ones were taken"
         if old.adapters != new.adapters:
             yield "adapters changed: another service may answer otherwise"
+        if old.plugins != new.plugins:
+            yield "plugins changed: what they make of the answers is not known before they are asked"
+        elif new.plugins and self._targets:
+            yield "plugins change records after the field_map: they were not called again"
         yield from self._unknown_flags(old, new)
         for target in self._targets:
             yield from self._unknown_field(target)

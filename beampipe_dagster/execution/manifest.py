@@ -91,7 +91,7 @@ def build_manifest(
             details={"records": len(records), "exclude_sbids": sorted(exclude_sbids)},
         )
     manifest: JsonObject = {"inputs": {}, "sources": sources}
-    manifest[OVERRIDES] = _overrides(config.graph_patches, sources)
+    manifest[OVERRIDES] = overrides_of(config.graph_patches, sources)
     return manifest
 
 
@@ -248,7 +248,11 @@ def _looked_up(template: str, record: JsonObject, staging: JsonObject) -> JsonVa
     return record.get(key, template)
 
 
-def _overrides(patches: Sequence[GraphPatch], sources: Sequence[JsonValue]) -> JsonObject:
+def overrides_of(patches: Sequence[GraphPatch], sources: Sequence[JsonValue]) -> JsonObject:
+    """The values to set on the graph: a survey's patches, computed over the entries of its manifest.
+
+    Without any patch, :data:`DEFAULT_SCATTER` gets the number of datasets as its ``num_of_copies``.
+    """
     if not patches:
         return {"patches": [_patch({"equals": DEFAULT_SCATTER}, {"num_of_copies": dataset_count(sources)})]}
     return {

@@ -19,6 +19,7 @@ from beampipe_dagster.execution.graph import MAX_GRAPH_BYTES, parse_graph
 from beampipe_dagster.execution.graph_fetch import GraphFetcher
 from beampipe_dagster.execution.graph_lint import Finding
 from beampipe_dagster.execution.patch_check import check_patches, refuse_errors
+from beampipe_dagster.execution.plugins import Plugins
 from beampipe_dagster.ids import Ids
 from beampipe_dagster.ledger import executions, profiles, projects, provenance
 from beampipe_dagster.ledger.engine import Ledger, queue
@@ -80,12 +81,14 @@ class ProjectService:
         Raises
         ------
         ConfigError
-            ``invalid_project`` with every diagnostic, ``graph_unreadable`` …; nothing is stored.
+            ``invalid_project`` with every diagnostic, ``graph_unreadable``, ``plugin_missing`` …; nothing is
+            stored.
         GraphError
             The graph cannot be had, is not the pinned one, or the patches do not fit it; nothing is stored.
         """
         text = read_text(path, what="project")
         config = load_project(text, name=str(path))
+        Plugins().of(config)  # a plug-in that is not there would keep every source from being looked at
         raw = self.graph_bytes(config, path)
         findings = checked_graph(config, raw)
         now = self._clock.now()

@@ -255,6 +255,13 @@ def _about_execution(old: ProjectConfig, new: ProjectConfig) -> Iterator[Change]
     if old.output_verification != new.output_verification:
         message = _field_words(old.output_verification.as_json(), new.output_verification.as_json())
         yield Change("output_verification", "verification_changed", message, (Effect.EXECUTIONS,))
+    if old.plugins != new.plugins:
+        message = _set_words(
+            "plug-ins",
+            [f"{one.name} {one.version}" for one in old.plugins],
+            [f"{one.name} {one.version}" for one in new.plugins],
+        )
+        yield Change("plugins", "plugins_changed", message, (Effect.SIGNATURES, Effect.EXECUTIONS))
     if old.extension != new.extension:
         yield Change("extension", "extension_changed", "another extension", (Effect.EXECUTIONS,))
 
@@ -272,7 +279,7 @@ def _about_names(old: ProjectConfig, new: ProjectConfig) -> Iterator[Change]:
     """What a later release adds to the file, and nothing above has looked at."""
     looked_at = {
         "apiVersion", "kind", "metadata", "adapters", "graph", "discovery", "manifest", "graph_patches",
-        "output_verification", "automation", "extension", "definitions", "source_identity",
+        "output_verification", "automation", "extension", "definitions", "source_identity", "plugins",
     }  # fmt: skip  # one list
     before, after = old.as_json(), new.as_json()
     for name in sorted((before.keys() | after.keys()) - looked_at):

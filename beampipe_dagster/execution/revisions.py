@@ -23,6 +23,7 @@ from beampipe_dagster.execution.explain import EXAMPLE_SOURCE, Explanation
 from beampipe_dagster.execution.explain import explain as explain_config
 from beampipe_dagster.execution.graph import diff_graphs, parse_graph
 from beampipe_dagster.execution.impact import Impact, impact_of
+from beampipe_dagster.execution.plugins import Plugins
 from beampipe_dagster.execution.projects import checked_graph, in_flight_pins, read_text
 from beampipe_dagster.execution.revision_diff import Change, ConfigDiff, Effect, diff_configs
 from beampipe_dagster.ids import Ids
@@ -144,7 +145,8 @@ class RevisionService:
         NotFoundError
             ``project_not_found``, ``revision_not_found``, ``graph_not_found``, ``graph_damaged``.
         ConfigError
-            ``revision_unusable``: this release cannot read its document.
+            ``revision_unusable``: this release cannot read its document. ``plugin_missing`` and
+            ``plugin_version``: it was made with code that is not there.
         GraphError
             Its patches do not fit its graph.
         """
@@ -156,6 +158,7 @@ class RevisionService:
             if chosen.id == previous.id:
                 return Activated(chosen, previous, changed=False)
             config = _config(chosen)
+            Plugins().of(config)
             raw = projects.graph(conn, chosen.graph_sha256) if chosen.graph_sha256 else None
             checked_graph(config, raw)
             revision = projects.make_active(conn, chosen)

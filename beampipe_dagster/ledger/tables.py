@@ -113,7 +113,7 @@ source_registry = sa.Table(
     sa.Column("last_executed_discovery_signature", sa.String(64)),
     sa.Column("discovery_claim_token", sa.String(36)),
     sa.Column("discovery_claim_expires_at", UtcDateTime),
-    sa.Column("workflow_run_pending", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("workflow_run_pending", sa.Boolean, nullable=False, server_default=sa.text("false")),
     sa.Column("workflow_run_pending_at", UtcDateTime),
     sa.Column("hold", Json),
     sa.UniqueConstraint("project_module", "source_identifier"),

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from decimal import ROUND_DOWN, ROUND_UP, Context, Decimal
 from typing import Any
 
 import pytest
@@ -179,6 +180,75 @@ def test_a_cycle_and_a_tower_are_refused() -> None:
     for value in (cycle, tower):
         with pytest.raises(ConfigError):
             canonical_json(value)
+
+
+WIDE = Context(prec=1200)
+SHORT_ESCAPES = {8: "b", 9: "t", 10: "n", 12: "f", 13: "r", 34: '"', 92: "\\"}
+
+
+def encoded(value: Any) -> str:
+    """The canonical text again, written from its rules alone and without the json module."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        return '"' + "".join(encoded_character(ord(char), char) for char in value) + '"'
+    if isinstance(value, list):
+        return "[" + ",".join(map(encoded, value)) + "]"
+    if isinstance(value, dict):
+        keys = sorted(value, key=str.encode)
+        return "{" + ",".join(f"{encoded(key)}:{encoded(value[key])}" for key in keys) + "}"
+    if isinstance(value, int) and INT_MIN <= value <= INT_MAX:
+        return str(value)
+    return encoded_float(float(value))
+
+
+def encoded_character(code: int, char: str) -> str:
+    if code in SHORT_ESCAPES:
+        return "\\" + SHORT_ESCAPES[code]
+    return f"\\u{code:04x}" if code < 0x20 else char
+
+
+def encoded_float(number: float) -> str:
+    """Shortest digits by search; where they go, by the exponent of the first of them."""
+    sign = "-" if math.copysign(1.0, number) < 0 else ""
+    size = abs(number)
+    if not size:
+        return f"{sign}0.0"
+    digits, power = shortest(Decimal(size))
+    if not -5 <= power <= 15:
+        point = "." if digits[1:] else ""
+        return f"{sign}{digits[0]}{point}{digits[1:]}e{'+' if power > 0 else '-'}{abs(power)}"
+    if power < 0:
+        return f"{sign}0.{'0' * (-power - 1)}{digits}"
+    digits = digits.ljust(power + 1, "0")
+    return f"{sign}{digits[: power + 1]}.{digits[power + 1 :] or '0'}"
+
+
+def shortest(exact: Decimal) -> tuple[str, int]:
+    """The fewest digits that read back as the double, the nearest ones of those; where the first one stands."""
+    power = exact.adjusted()
+    for count in range(1, 18):
+        unit = Decimal(1).scaleb(power - count + 1)
+        near = [exact.quantize(unit, mode, WIDE) for mode in (ROUND_DOWN, ROUND_UP)]
+        right = [candidate for candidate in near if float(candidate) == float(exact)]
+        if right:
+            best = min(right, key=lambda candidate: abs(WIDE.subtract(candidate, exact)))
+            digits = "".join(map(str, best.as_tuple().digits)).rstrip("0")
+            return digits, best.adjusted()
+    raise AssertionError(exact)
+
+
+@given(
+    st.recursive(
+        scalars | st.integers(-(2**90), 2**90) | st.floats(1e-12, 1e-3) | st.floats(1e13, 1e18),
+        lambda inner: st.lists(inner) | st.dictionaries(characters, inner),
+        max_leaves=20,
+    )
+)
+@example([1e-05, 1.5e-05, 1e-06, 123456789012345.6, 1e15, 1e16, 12345678901234567.0, 2.0**-24])
+@example({"\uffff": 1, "\U00010000": 2, "\x7f": "\u2028/", "": "\x00\x1f\b"})
+def test_an_encoder_of_other_hands_writes_the_same_text(value: Any) -> None:
+    assert canonical_json(value) == encoded(value)
 
 
 def test_a_digest_is_sha256_of_the_utf8_text() -> None:

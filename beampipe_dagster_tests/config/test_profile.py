@@ -165,3 +165,92 @@ def test_text_that_is_not_json_is_refused_as_such() -> None:
     with pytest.raises(ConfigError) as caught:
         load_profile("{", name="p.json")
     assert caught.value.code == "invalid_json"
+
+
+def test_an_error_stands_at_the_line_and_column_of_its_value() -> None:
+    text = json.dumps(slurm(resources={"nodes": 0}, home_dir="h"), indent=2)
+    with pytest.raises(ConfigError) as caught:
+        load_profile(text, name="p.json")
+    lines = text.splitlines()
+    for item in caught.value.details["diagnostics"]:
+        key = item["path"].rsplit(".", 1)[1]
+        assert lines[item["line"] - 1][item["column"] - 1 :].startswith(f'"{key}"')
+
+
+def test_a_profile_whose_places_cannot_be_known_is_refused_without_them() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_profile(
+            '{"name": "a b", "name": "a b", "translation": {}, "deployment": {"kind": "rest_remote"}}'
+        )
+    assert all("line" not in item for item in caught.value.details["diagnostics"])
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        (rest(description="login with --password hunter2"), "description"),
+        (rest(translation={"tm_url": "http://me:hunter2@tm"}), "translation.tm_url"),
+        (rest(deployment={"password": "hunter2"}), "deployment.password"),
+        (rest(deployment={"headers": {"Authorization": "hunter2"}}), "deployment.headers.Authorization"),
+        (slurm(environment_setup="module load x\nexport TOKEN=hunter2"), "deployment.environment_setup"),
+        (slurm(slurm_template="-----BEGIN RSA PRIVATE KEY-----\nhunter2"), "deployment.slurm_template"),
+        (slurm(ssh_private_key="hunter2"), "deployment.ssh_private_key"),
+    ],
+)
+def test_a_profile_that_holds_a_secret_is_refused_without_repeating_it(
+    value: dict[str, Any], path: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_profile(json.dumps(value))
+    (item,) = caught.value.details["diagnostics"]
+    assert (item["code"], item["path"]) == ("inline_secret", path)
+    assert "ssh_credential" in item["hint"]
+    assert "hunter2" not in str(caught.value.as_dict())
+
+
+def test_the_name_of_a_slot_is_no_secret() -> None:
+    assert load_profile(slurm(ssh_credential="setonix-token")).deployment
+
+
+def test_a_secret_is_told_after_what_else_is_wrong() -> None:
+    assert paths(rest(name="a b", deployment={"password": "hunter2"})) == ["name", "deployment.password"]
+    assert paths(rest(extra="TOKEN=abc")) == ["extra", "extra"]
+
+
+def test_what_an_execution_was_admitted_with_is_not_judged_again() -> None:
+    snapshot = load_profile(rest()).as_json()
+    snapshot["description"] = "TOKEN=abc"
+    profile = type(load_profile(rest())).from_snapshot({**snapshot, "id": "x"})
+    assert profile.description == "TOKEN=abc"
+
+
+@pytest.mark.parametrize(
+    ("deployment", "expected"),
+    [
+        ({}, []),
+        ({"num_nodes": 2, "num_islands": 2}, []),
+        ({"num_nodes": 2, "num_islands": 3}, [("deployment.num_islands", "islands_exceed_nodes")]),
+        (
+            {"resources": {"nodes": 1}, "num_nodes": 9, "manager_topology": {"islands": 2}},
+            [("deployment.manager_topology.islands", "islands_exceed_nodes")],
+        ),
+        (
+            {"num_nodes": 3, "resources": {"tasks": 2}},
+            [("deployment.resources.tasks", "fewer_tasks_than_nodes")],
+        ),
+        ({"num_nodes": 3, "resources": {"tasks": 3}}, []),
+    ],
+)
+def test_a_job_whose_managers_do_not_fit_is_warned_of_and_still_loads(
+    deployment: dict[str, Any], expected: list[tuple[str, str]]
+) -> None:
+    value = slurm(**deployment)
+    load_profile(value)
+    assert [(item.path, item.code) for item in profile_warnings(value)] == expected
+
+
+def test_a_warning_stands_at_its_line_where_the_text_is_known() -> None:
+    text = json.dumps(slurm(num_islands=2), indent=1)
+    (warning,) = profile_warnings(json.loads(text), text=text)
+    assert warning.line is not None
+    assert '"num_islands"' in text.splitlines()[warning.line - 1]

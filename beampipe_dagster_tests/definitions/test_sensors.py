@@ -7,6 +7,11 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
 
 from beampipe_dagster.config.project import ProjectConfig
 from beampipe_dagster.defs import names, sensors
@@ -111,9 +116,10 @@ def test_a_launch_that_is_late_in_the_queue_is_not_lost(
 ) -> None:
     here.with_sources("A1")
     (request,) = admission(here).run_requests
-    here.instance.create_run_for_job(
-        here.definitions.resolve_job_def(names.execution_job(SURVEY)), tags=request.tags, status=status
-    )
+    job = here.definitions.resolve_job_def(names.execution_job(SURVEY))
+    place = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "__repository__")
+    origin = RemoteJobOrigin(place, job.name)
+    here.instance.create_run_for_job(job, tags=request.tags, status=status, remote_job_origin=origin)
     here.clock.advance(121)
     again = admission(here)
     assert isinstance(again, dg.SensorResult) is asked

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
-from beampipe_dagster.discovery.archive import AnswerClass
 from beampipe_dagster.errors import ConflictError, NotFoundError
 from beampipe_dagster.execution.admission import AdmissionReport
 from beampipe_dagster.ids import UuidIds
-from beampipe_dagster.ledger import executions, sources
+from beampipe_dagster.ledger import archive, executions, sources
 from beampipe_dagster.ledger.executions import Execution
-from beampipe_dagster.ledger.tables import batch_execution_record as record
 from beampipe_dagster.ledger.tables import daliuge_deployment_profile
 from beampipe_dagster.signature.payload import combined_signature
 from beampipe_dagster_tests.support.ledgers import SURVEY, at_once
@@ -322,27 +323,38 @@ def test_what_an_operator_asks_for_is_refused_with_its_reason(stage: Stage) -> N
     assert stage.executions() == []
 
 
-def test_a_deposit_during_an_operators_request_is_never_lost(stage: Stage) -> None:
+def test_a_deposit_during_an_operators_request_is_never_lost(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Discovery commits a new signature after the request has looked at the source."""
     stage.ready("A")
     key = key_of(stage, "A")
     stage.archives.deposit("A", 8)
     stage.clock.advance(1)
     stage.platform.registry.mark_for_discovery(SURVEY, ["A"], actor="test")
-    stage.archives.fail("A", AnswerClass.TIMEOUT)
-    stage.discover()
-    stage.clock.advance(3600)
     (claim,) = stage.platform.discovery.tick(SURVEY).claims
-    other = make_platform(
-        stage.ledger, home=stage.home, clock=stage.clock, archives=stage.archives, ids=UuidIds()
-    )
-    at_once(lambda: other.discovery.run_batch(claim.token), lambda: by_hand(stage, key))
-    source = stage.source("A")
-    running = {one.discovery_signature for one in stage.executions()}
-    assert source.workflow_run_pending
-    assert source.discovery_signature is not None
-    assert running <= {combined for combined in running if combined}
-    with stage.ledger.read() as conn:
-        assert [
-            one.source_identifier for one in sources.listing(conn, SURVEY) if one.workflow_run_pending
-        ] == ["A"]
-        assert conn.execute(sa.select(sa.func.count()).select_from(record)).scalar_one() <= 1
+    with stage.ledger.begin() as conn:
+        source = sources.get(conn, SURVEY, "A")
+        sources.update(conn, [source.id], {"discovery_claim_token": None}, now=stage.clock.now())
+    look = archive.metadata_of
+
+    def discover() -> None:
+        with stage.ledger.begin() as conn:
+            values = {"discovery_signature": "b" * 64, "workflow_run_pending": True}
+            sources.update(conn, [source.id], values, now=stage.clock.now())
+
+    with ThreadPoolExecutor() as pool:
+
+        def look_slowly(conn: Connection, survey: str, names: list[str]) -> object:
+            deposits.append(pool.submit(discover))
+            with suppress(TimeoutError):
+                deposits[0].result(timeout=0.3)
+            return look(conn, survey, names)
+
+        deposits: list[Future[None]] = []
+        monkeypatch.setattr(archive, "metadata_of", look_slowly)
+        execution = by_hand(stage, key)
+        deposits[0].result(timeout=20)
+    assert claim.source_count == 1
+    assert execution.partition_key == key
+    assert stage.source("A").workflow_run_pending

@@ -70,8 +70,10 @@ def kill_in_the_middle(gate: Gate, stack: Stack, source: str, where: str) -> Exe
     assert worker not in living(stack.options.home)
     gate.open()
     stack.until(
-        lambda: {"daemon", "code-server"} <= stack.pids().keys()
-        and not set(stack.pids().values()) & {before["daemon"], before["code-server"]},
+        lambda: (
+            {"daemon", "code-server"} <= stack.pids().keys()
+            and not set(stack.pids().values()) & {before["daemon"], before["code-server"]}
+        ),
         "new processes",
         seconds=30,
     )

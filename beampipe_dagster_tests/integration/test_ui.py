@@ -66,7 +66,7 @@ def runs(stack: Stack) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture
-def page(browser: Browser, stack: Stack) -> Iterator[Page]:  # noqa: F811  # the fixture
+def page(browser: Browser, stack: Stack) -> Iterator[Page]:
     with new_page(browser, stack.options.web_url) as opened:
         yield opened
 

@@ -13,7 +13,6 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from beampipe_dagster_tests.support.stack import absent
 
-VIEWPORT = {"width": 1400, "height": 800}
 ARGUMENTS = (
     "--no-sandbox",
     "--disable-gpu",

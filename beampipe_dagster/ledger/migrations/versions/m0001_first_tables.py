@@ -195,7 +195,7 @@ def upgrade() -> None:
         sa.Column("last_executed_discovery_signature", sa.String(length=64), nullable=True),
         sa.Column("discovery_claim_token", sa.String(length=36), nullable=True),
         sa.Column("discovery_claim_expires_at", UtcDateTime(), nullable=True),
-        sa.Column("workflow_run_pending", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("workflow_run_pending", sa.Boolean(), server_default=sa.text("(false)"), nullable=False),
         sa.Column("workflow_run_pending_at", UtcDateTime(), nullable=True),
         sa.Column("hold", Json, nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_source_registry")),

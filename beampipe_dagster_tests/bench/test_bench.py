@@ -1,0 +1,45 @@
+"""The benchmarks run, and say what they promise."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from beampipe_dagster_tests.bench.__main__ import built, main
+from beampipe_dagster_tests.bench.measure import goal, milliseconds, peak_megabytes
+
+
+def test_the_configuration_benchmark_gives_each_figure_beside_its_baseline(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    status = main(["config", "--json"])
+    figures = json.loads(capsys.readouterr().out)
+    for name in ("manifest_patch_ms", "baseline_ms", "validate_ms", "validate_baseline_ms", "peak_mb"):
+        assert figures[name] > 0
+    assert figures["datasets"] == 10_000
+    ratio = figures["manifest_patch_ms"] / figures["baseline_ms"]
+    assert figures["manifest_patch_ratio"] == pytest.approx(ratio, abs=0.001)
+    assert status == (0 if all(about["met"] for about in figures["goals"].values()) else 1)
+    assert figures["goals"]["peak_mb"]["met"]
+    # Twice the goal: a machine under test has other things to do, and its clock may be slow.
+    assert figures["manifest_patch_ms"] < 100
+    assert figures["validate_ms"] < 100
+
+
+def test_a_benchmark_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["nope"])
+    assert caught.value.code == 2
+    assert ", ".join(built()) in capsys.readouterr().err
+
+
+def test_times_are_of_the_processor_and_memory_is_of_the_call() -> None:
+    assert milliseconds(lambda: time.sleep(0.05), times=2) < 40
+    assert 0.9 < peak_megabytes(lambda: bytearray(1_000_000)) < 1.2
+
+
+def test_a_goal_is_met_up_to_its_bound() -> None:
+    assert goal(5, 5) == {"value": 5, "at_most": 5, "met": True}
+    assert not goal(5.1, 5)["met"]
