@@ -24,7 +24,7 @@ demo: env env-daliuge ## The demo survey from discovery to results, checked, wit
 
 test: env-dev env-daliuge ## All tests, with PostgreSQL, Chromium and DALiuGE
 	@scripts/debian-services.sh
-	@$(BIN)/python -m pytest -n 2 $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: env-dev ## Style, types, import boundaries and links of the documentation
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""``beampipe project activate|history|diff|impact|explain``: the revisions of surveys."""
+"""``beampipe project activate|history|diff|impact|explain|schema``: revisions of surveys, and their form."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.text import Text
 
 from beampipe_dagster.cli.core import Context, Group, pass_context
 from beampipe_dagster.cli.render import DIGITS, cell, emit, number, section, table, when
+from beampipe_dagster.config.schema import profile_schema, project_schema
 from beampipe_dagster.errors import InputError
 from beampipe_dagster.execution.explain import Explanation
 from beampipe_dagster.execution.impact import Impact
@@ -31,7 +32,7 @@ NAMES_SHOWN = 10
 
 def register(group: Group) -> None:
     """Add the commands of this module to ``beampipe project``."""
-    for command in (activate, history, diff, impact, explain):
+    for command in (activate, history, diff, impact, explain, schema):
         group.add_command(command)
 
 
@@ -254,3 +255,12 @@ def _show_explanation(out: Console, found: Explanation) -> None:
             query = line.startswith("    ")
             lines.append(("\n" if index else "") + clean(line), style="cyan" if query else "")
         section(out, part.title, lines)
+
+
+@click.command("schema", cls=Group.command_class)
+@click.option("--profile", is_flag=True, help="The form of a deployment profile instead.")
+@pass_context
+def schema(context: Context, profile: bool) -> None:  # noqa: FBT001  # click hands options on by name
+    """Print the JSON Schema of a survey's YAML, for an editor that checks while one types."""
+    document = profile_schema() if profile else project_schema()
+    emit(context, document, lambda out: out.print_json(data=document))

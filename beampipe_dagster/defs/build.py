@@ -37,7 +37,9 @@ def build_definitions(platform: PlatformResource | None = None) -> dg.Definition
     services = resource.get()
     parts = [_shared(services)]
     parts.extend(_survey(services, revision) for revision in _revisions(services))
-    return dg.Definitions.merge(*parts, dg.Definitions(resources={"platform": resource}))
+    # The UI's own runs of assets take the location's executor; a process for each step would cost seconds.
+    common = dg.Definitions(resources={"platform": resource}, executor=dg.in_process_executor)
+    return dg.Definitions.merge(*parts, common)
 
 
 def _revisions(services: Platform) -> Iterable[ProjectRevision]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
@@ -171,8 +172,13 @@ class Plugins:
     """
 
     def __init__(self, found: Iterable[EntryPoint] | None = None) -> None:
-        self._found = list(entry_points(group=GROUP) if found is None else found)
+        self._given = None if found is None else list(found)
         self._loaded: dict[str, Plugin] = {}
+
+    @cached_property
+    def _found(self) -> list[EntryPoint]:
+        """Looked for only when a survey names a plug-in: it reads the metadata of every installed package."""
+        return list(entry_points(group=GROUP)) if self._given is None else self._given
 
     def of(self, config: ProjectConfig) -> tuple[Plugin, ...]:
         """The plug-ins of a survey in the order of use, the built-in one first.

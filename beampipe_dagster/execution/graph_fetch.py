@@ -16,6 +16,7 @@ pin: nothing but a document of known SHA-256 is ever kept or shown, and errors n
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import ipaddress
 import os
@@ -142,7 +143,10 @@ class GraphFetcher:
         if worker.is_alive():
             fetch.cancelled.set()
             if fetch.client is not None:
-                fetch.client.close()
+                with contextlib.suppress(
+                    Exception
+                ):  # its connections go; what it says about them does not matter
+                    fetch.client.close()
             raise _unreachable(
                 url, f"it was not whole after {self._total_seconds:g} s ({fetch.received} bytes came)"
             )

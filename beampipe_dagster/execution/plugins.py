@@ -20,7 +20,7 @@ from beampipe_dagster.discovery.plugins import (
     PrepareMetadataHook,
     RulesHook,
 )
-from beampipe_dagster.execution.manifest import OVERRIDES, build_manifest, overrides_of
+from beampipe_dagster.execution.manifest import OVERRIDES, overrides_of
 
 __all__ = [
     "GROUP",
@@ -30,16 +30,19 @@ __all__ = [
     "Plugins",
     "PrepareMetadataHook",
     "RulesHook",
-    "manifest_with_plugins",
+    "through_plugins",
 ]
 
 JsonObject = dict[str, JsonValue]
 
 
-def manifest_with_plugins(
-    config: ProjectConfig, records: Sequence[JsonObject], plugins: Sequence[Plugin]
+def through_plugins(
+    config: ProjectConfig,
+    records: Sequence[JsonObject],
+    manifest: JsonObject,
+    plugins: Sequence[Plugin],
 ) -> JsonObject:
-    """The manifest of one execution, as the survey and its plug-ins make it.
+    """The manifest of one execution, after the survey's plug-ins have gone over it.
 
     Parameters
     ----------
@@ -47,6 +50,8 @@ def manifest_with_plugins(
         The survey.
     records
         Dataset records in signed order.
+    manifest
+        As :func:`~beampipe_dagster.execution.manifest.build_manifest` made it; it is not changed.
     plugins
         The survey's, in the order of use. Expressions in patches are computed from the manifest that all
         ``manifest`` hooks have gone over; then come the ``graph_patches`` hooks.
@@ -54,9 +59,8 @@ def manifest_with_plugins(
     Raises
     ------
     DataError
-        ``no_usable_datasets``; ``plugin_failed``, or a plug-in's own error.
+        ``plugin_failed``, or a plug-in's own error.
     """
-    manifest = build_manifest(config, records)
     changed = False
     for plugin in plugins:
         if isinstance(plugin.code, ManifestHook):

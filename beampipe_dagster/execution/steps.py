@@ -40,10 +40,10 @@ from beampipe_dagster.execution.graph import (
 )
 from beampipe_dagster.execution.graph_lint import Finding, Severity, lint
 from beampipe_dagster.execution.holder import Holder, holding
-from beampipe_dagster.execution.manifest import OVERRIDES, embedded_text
+from beampipe_dagster.execution.manifest import OVERRIDES, build_manifest, embedded_text
 from beampipe_dagster.execution.outcome import finish
 from beampipe_dagster.execution.patch_check import check_overrides, refuse_errors
-from beampipe_dagster.execution.plugins import Plugins, manifest_with_plugins
+from beampipe_dagster.execution.plugins import Plugins, through_plugins
 from beampipe_dagster.ids import Ids
 from beampipe_dagster.ledger import archive, artifacts, executions, fsm, projects, provenance
 from beampipe_dagster.ledger.artifacts import Artifact
@@ -108,7 +108,8 @@ class ExecutionSteps:
                     return StepReport(execution, known, _manifest_facts(execution), done_before=True)
                 config = self._config(conn, execution)
                 records = _records(conn, execution)
-            manifest = manifest_with_plugins(config, records, Plugins().of(config))
+            manifest = build_manifest(config, records)
+            manifest = through_plugins(config, records, manifest, Plugins().of(config))
             with self.ledger.begin() as conn:
                 artifact = artifacts.put(
                     conn,

@@ -13,6 +13,7 @@ from alembic.script import ScriptDirectory
 
 from beampipe_dagster.errors import LedgerError, Retry
 from beampipe_dagster.ledger.engine import Ledger, exclusive
+from beampipe_dagster.ledger.tables import VERSION_TABLE
 
 _ADVISORY_LOCK: Final = 0x6265616D
 """PostgreSQL advisory lock under which migrations of several processes queue."""
@@ -35,7 +36,7 @@ def head() -> str:
 def current(ledger: Ledger) -> str | None:
     """The database's revision; ``None`` for an empty one."""
     with ledger.read() as conn:
-        return MigrationContext.configure(conn).get_current_revision()
+        return MigrationContext.configure(conn, opts={"version_table": VERSION_TABLE}).get_current_revision()
 
 
 def migrate(ledger: Ledger) -> tuple[str | None, str]:

@@ -24,6 +24,9 @@ from beampipe_dagster.ledger.states import (
 )
 from beampipe_dagster.ledger.types import Json, UtcDateTime
 
+VERSION_TABLE = "ledger_version"
+"""Which migration the ledger is at."""
+
 metadata = sa.MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",

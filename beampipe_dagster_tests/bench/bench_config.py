@@ -35,7 +35,7 @@ def run() -> Figures:
         manifest = build_manifest(config, records)
         return diff_graphs(graph, apply_overrides(graph, manifest[OVERRIDES]))
 
-    figures = {"graph": graph_file.name, "graph_bytes": len(raw), "nodes": _node_count(graph)}
+    figures: Figures = {"graph": graph_file.name, "graph_bytes": len(raw), "nodes": _node_count(graph)}
     figures |= {"datasets": len(records), **_validation()}
     figures |= {
         "manifest_patch_ms": milliseconds(manifest_and_patch),

@@ -28,8 +28,14 @@ COMMANDS = {
     "profile add",
     "profile list",
     "profile show",
+    "project activate",
     "project add",
+    "project diff",
+    "project explain",
+    "project history",
+    "project impact",
     "project list",
+    "project schema",
     "project show",
     "project validate",
     "sandbox deposit",
@@ -188,7 +194,7 @@ def test_a_file_that_is_no_database_is_told_as_such(empty: Beampipe) -> None:
 def test_a_home_that_cannot_be_made_is_an_error_with_its_path(empty: Beampipe) -> None:
     empty.home.write_text("a file")
     assert str(empty.home) in empty.refused(
-        "project", "add", str(DEMO / "wallaby_demo.yaml"), code="system_error"
+        "project", "add", str(DEMO / "wallaby_demo.yaml"), code="ledger_directory"
     )
 
 

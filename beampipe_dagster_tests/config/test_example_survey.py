@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -28,7 +28,9 @@ from beampipe_dagster.execution.graph_lint import Severity, lint
 from beampipe_dagster.execution.manifest import build_manifest
 from beampipe_dagster.execution.scope import Dataset, check_manifest
 from beampipe_dagster.signature.payload import validate_records
-from beampipe_dagster_tests.support.dlg import DaliugeStack
+
+if TYPE_CHECKING:
+    from beampipe_dagster_tests.support.dlg import DaliugeStack
 
 pytest_plugins = ["beampipe_dagster_tests.support.dlg"]
 

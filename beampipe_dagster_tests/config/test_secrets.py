@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beampipe_dagster.config.canonical import JsonValue
 from beampipe_dagster.config.secrets import find_secrets, secret_in
 
 
@@ -65,7 +66,7 @@ def test_what_only_speaks_of_secrets_is_left_alone(text: str) -> None:
 
 
 def test_secrets_are_found_at_any_depth_in_the_order_of_the_document() -> None:
-    value = {"b": ["x", {"c": "TOKEN=abc"}], "a": {"password": "x", "tokens": ["y"]}}
+    value: JsonValue = {"b": ["x", {"c": "TOKEN=abc"}], "a": {"password": "x", "tokens": ["y"]}}
     assert [path for path, _ in find_secrets(value, keys=True)] == [
         ("b", 1, "c"),
         ("a", "password"),

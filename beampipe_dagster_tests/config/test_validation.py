@@ -211,3 +211,122 @@ def test_the_nearest_word_is_suggested_and_else_some_of_the_known_ones() -> None
     assert nearest("zzz", ["graph", "metadata"]) == "Known here: graph, metadata."
     assert len(nearest("zzz", [f"name{i}" for i in range(100_000)])) < 500
     assert nearest("zzz", []) == "Nothing is known here."
+
+
+STRUCTURE = "invalid_config_structure"
+EXEC, DISC = "automation.execution", "automation.discovery"
+POLL = "execution_rest_remote_poll_interval_seconds"
+
+
+@pytest.mark.parametrize(
+    ("rest", "expected"),
+    [
+        # null: absent for what is optional, an error for what has a default
+        ("graph: ~\nmanifest: ~\nextension: ~\ndefinitions: ~\nsource_identity: ~\n", []),
+        ("automation: {execution: ~, discovery: ~}\n", []),
+        ("discovery: {prepare_metadata: {signature: ~}}\n", []),
+        ("automation: ~\n", [("automation", STRUCTURE)]),
+        ("output_verification: ~\n", [("output_verification", STRUCTURE)]),
+        ("graph_patches: ~\n", [("graph_patches", STRUCTURE)]),
+        ("definitions: {transforms: ~}\n", [("definitions.transforms", STRUCTURE)]),
+        ("source_identity: {canonical: ~}\n", [("source_identity.canonical", STRUCTURE)]),
+        ("extension: {hooks: ~}\n", [("extension.hooks", STRUCTURE)]),
+        # numbers: whole ones are whole, floats may be whole, none is text, true is none
+        (f"automation: {{execution: {{{POLL}: 1}}}}\n", []),
+        (f"automation: {{execution: {{{POLL}: .nan}}}}\n", []),
+        (f"automation: {{execution: {{{POLL}: -.inf}}}}\n", []),
+        (f"automation: {{execution: {{{POLL}: -0.0}}}}\n", [(f"{EXEC}.{POLL}", "invalid_limit")]),
+        (f"automation: {{execution: {{{POLL}: true}}}}\n", [(f"{EXEC}.{POLL}", STRUCTURE)]),
+        (f"automation: {{execution: {{{POLL}: '1'}}}}\n", [(f"{EXEC}.{POLL}", STRUCTURE)]),
+        ("automation: {discovery: {batch_size: 4.0}}\n", [(f"{DISC}.batch_size", STRUCTURE)]),
+        ("automation: {discovery: {batch_size: true}}\n", [(f"{DISC}.batch_size", STRUCTURE)]),
+        ("automation: {discovery: {batch_size: .nan}}\n", [(f"{DISC}.batch_size", STRUCTURE)]),
+        ("automation: {discovery: {queue_max_depth: .nan}}\n", []),
+        ("automation: {discovery: {batch_size: 9223372036854775807}}\n", []),
+        ("automation: {discovery: {batch_size: 9223372036854775808}}\n", [(f"{DISC}.batch_size", STRUCTURE)]),
+        ("automation: {discovery: {batch_size: -9223372036854775808}}\n", [
+            (f"{DISC}.batch_size", "invalid_limit"),
+        ]),
+        ("automation: {discovery: {batch_size: 0x10}}\n", []),
+        ("definitions: {transforms: {a: {kind: trim, group: 4294967295}}}\n", []),
+        ("definitions: {transforms: {a: {kind: trim, group: 4294967296}}}\n", [
+            ("definitions.transforms.a.group", STRUCTURE),
+        ]),
+        # booleans are true and false only
+        ("output_verification: {required: yes}\n", [("output_verification.required", STRUCTURE)]),
+        ("output_verification: {required: 1}\n", [("output_verification.required", STRUCTURE)]),
+        ("output_verification: {required: TRUE}\n", []),
+        # empty is not absent
+        ("definitions: {transforms: {a: {kind: split_last, separators: []}}}\n", [
+            ("definitions.transforms.a.separators", "required"),
+        ]),
+        ("definitions: {transforms: {a: {kind: split_last, separators: ~}}}\n", [
+            ("definitions.transforms.a.separators", "required"),
+        ]),
+        ("discovery: {prepare_metadata: {field_map: {a: {from: x, transform: []}}}}\n", [
+            ("discovery.prepare_metadata.field_map.a.transform", "empty_transform_chain"),
+        ]),
+        ("discovery: {prepare_metadata: {field_map: {a: {from: x, transform: ~}}}}\n", []),
+        ("graph: {url: '', path: ''}\n", [
+            ("graph", "mutually_exclusive"),
+            ("graph.url", "required"),
+            ("graph.path", "required"),
+            ("graph.sha256", "required"),
+        ]),
+        ("graph: {path: g, sha256: ''}\n", [("graph.sha256", "invalid_sha256")]),
+        # words that are not known, the word `unknown` among them
+        ("definitions: {transforms: {a: {kind: unknown}}}\n", [
+            ("definitions.transforms.a.kind", "unknown_transform_kind"),
+        ]),
+        ("definitions: {transforms: {a: {kind: Trim}}}\n", [
+            ("definitions.transforms.a.kind", "unknown_transform_kind"),
+        ]),
+        ("extension: {hooks: [unknown]}\n", [("extension.hooks[0]", "unknown_extension_hook")]),
+        ("extension: {hooks: [1]}\n", [("extension.hooks[0]", STRUCTURE)]),
+        # keys: scalars become text, anything is tolerated in `signature` and in it only
+        ("definitions: {transforms: {1: {kind: trim}, true: {kind: trim}}}\n", []),
+        ("discovery: {prepare_metadata: {signature: {more: {a: 1}}}}\n", []),
+        ("discovery: {prepare_metadata: {signature: {more: 1, exclude_fields: [1]}}}\n", [
+            ("discovery.prepare_metadata.signature.exclude_fields[0]", STRUCTURE),
+        ]),
+        ("discovery: {prepare_metadata: {more: 1}}\n", [("discovery.prepare_metadata.more", STRUCTURE)]),
+        ("<<: {graph: {}}\n", [("<<", STRUCTURE)]),
+        ("graph: !file g.graph\n", [("graph.!file", STRUCTURE)]),
+    ],
+)  # fmt: skip  # one case a paragraph
+def test_the_edges_of_types_and_absence_are_where_the_format_has_them(
+    rest: str, expected: list[tuple[str, str]]
+) -> None:
+    assert codes(rest) == expected
+
+
+def test_rules_are_told_in_their_own_order_and_names_in_the_alphabet() -> None:
+    rest = (
+        "discovery: {queries: [{name: '', adapter: a, template: t, source_id_transform: x}],"
+        " prepare_metadata: {signature: {exclude_fields: ['']}, discovery_flags: {f: {}},"
+        " field_map: {z: {}, a: {}}}}\n"
+        "extension: {hooks: [boom]}\n"
+        "source_identity: {canonical: ' ', template_vars: {z: {transform: y}, a: {transform: y}}}\n"
+        "output_verification: {inventory_schema: x}\n"
+        "automation: {execution: {max_wait_minutes: 0}, discovery: {batch_size: 0}}\n"
+        "graph: {}\n"
+    )
+    assert codes(rest, HEAD.replace("{id: t}", "{id: ' '}").replace("[casda]", "[]")) == [
+        ("metadata.id", "required"),
+        ("adapters.required", "required"),
+        ("automation.discovery.batch_size", "invalid_limit"),
+        ("automation.execution.max_wait_minutes", "invalid_limit"),
+        ("output_verification.inventory_schema", "unsupported_output_inventory_schema"),
+        ("graph", "mutually_exclusive"),
+        ("graph.sha256", "required"),
+        ("discovery.queries[0].name", "required"),
+        ("source_identity.canonical", "required"),
+        ("extension.hooks[0]", "unknown_extension_hook"),
+        ("source_identity.template_vars.a.transform", "unknown_transform"),
+        ("source_identity.template_vars.z.transform", "unknown_transform"),
+        ("discovery.queries[0].source_id_transform", "unknown_transform"),
+        ("discovery.prepare_metadata.field_map.a.from", "required"),
+        ("discovery.prepare_metadata.field_map.z.from", "required"),
+        ("discovery.prepare_metadata.discovery_flags.f.from", "required"),
+        ("discovery.prepare_metadata.signature.exclude_fields[0]", "required"),
+    ]

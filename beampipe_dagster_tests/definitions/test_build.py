@@ -156,6 +156,14 @@ def test_the_assets_of_a_survey_follow_each_other_in_one_line(here: World) -> No
     assert deps == {name: [before] for before, name in pairwise(CHAIN)} | {CHAIN[0]: []}
 
 
+def test_every_run_does_its_steps_in_one_process_also_one_that_the_ui_makes_of_assets(here: World) -> None:
+    here.add_survey()
+    repository = here.load().get_repository_def()
+    executors = {job.name: job.executor_def.name for job in repository.get_all_jobs()}
+    assert "__ASSET_JOB" in executors
+    assert set(executors.values()) == {"in_process"}
+
+
 def test_no_check_has_partitions(here: World) -> None:
     here.add_survey()
     graph = here.load().resolve_asset_graph()

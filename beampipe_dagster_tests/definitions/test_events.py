@@ -70,7 +70,7 @@ def test_the_outcome_shows_the_failed_drops_words_and_links_to_its_session() -> 
     table = shown["failed_drops"]
     assert isinstance(table, dg.TableMetadataValue)
     assert [dict(row.data) for row in table.records] == [
-        {"name": "image", "state": "error", "log": "no beam", "oid": "o1"}
+        {"name": "image", "said": "no beam", "log": "no beam"}
     ]
     assert shown["daliuge_session"].value == "http://dim:8001/session?sessionId=s1"
     phases = shown["phases"]

@@ -23,7 +23,6 @@ from beampipe_dagster.execution.graph import (
     prepare_graph,
     verify_injection,
 )
-from beampipe_dagster_tests.golden.runner import default_directory
 
 if TYPE_CHECKING:
     from beampipe_dagster.config.canonical import JsonValue
@@ -255,45 +254,3 @@ def test_equal_graphs_have_no_difference() -> None:
     two = parse_graph(raw, sha256=None, name="two")
     diff = diff_graphs(one, two)
     assert (diff["changed_nodes"], diff["graph_configuration_changed"]) == ([], False)
-
-
-# -- known graphs
-
-
-def twice_rounded(literal: str) -> float:
-    """A number as a reader has it that rounds the digits first and their scaling after that.
-
-    The known hashes were made with such a reader, which is off by one in the last place for some
-    numbers of 16 digits and more. Ours is not; all else about the hashes must be the same.
-    """
-    whole, _, fraction = literal.partition(".")
-    return float(int(whole + fraction)) / 10.0 ** len(fraction)
-
-
-def test_known_survey_graphs_are_prepared_to_the_known_hashes() -> None:
-    directory = default_directory()
-    path = directory / "e2e_graph.json"
-    if not path.is_file():
-        pytest.skip(f"no case file {path} (set BEAMPIPE_GOLDEN_DIR)")
-    cases = json.loads(path.read_text(encoding="utf-8"))
-    for case in cases:
-        given, expected = case["input"], case["expected"]
-        raw = (directory.parent / given["graph_file"]).read_bytes()
-        parse_graph(raw, sha256=expected["raw_sha256"], name=given["graph_file"])
-        result = prepare_graph(
-            json.loads(raw, parse_float=twice_rounded),
-            given["manifest"],
-            execution_id="e",
-            modified_at=datetime.fromtimestamp(0, UTC),
-        )
-        assert result.source_sha256 == expected["source_graph_sha256"]
-        assert result.diff == expected["diff"]
-        text = canonical_json(result.graph).replace(graph_config_id("e"), given["config_id"])
-        graph = json.loads(text)
-        configuration = graph["graphConfigurations"][given["config_id"]]
-        assert sorted(configuration["modelData"]) == expected["modelData_keys"]
-        assert configuration["nodes"] == expected["embedded_nodes"]
-        for key in ("name", "shortDescription", "detailedDescription", "lastModifiedName"):
-            configuration["modelData"][key] = ""
-        assert digest(graph) == expected["patched_graph_sha256_normalised"]
-    assert len(cases) == 2

@@ -34,7 +34,7 @@ def cases(name: str) -> list[Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
-def parameters(name: str, *, rendered: bool = False, refused: bool = True) -> Any:
+def parameters(name: str, *, rendered: bool = False, refused: bool = True) -> pytest.MarkDecorator:
     """The cases of a file, or one that is skipped where the file is absent."""
     found = [
         case

@@ -18,7 +18,7 @@ from beampipe_dagster.ledger.sources import NewSource
 from beampipe_dagster.ledger.states import Status, SubmissionState
 from beampipe_dagster_tests.support.stack import SURVEY, Gate, Stack, living, new_options, running_stack
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("stack-kill"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
 BEFORE, AFTER = "HIPASSJ1300-13", "HIPASSJ1338-17"
 RECOVERY_SECONDS = 75.0

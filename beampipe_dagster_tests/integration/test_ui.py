@@ -16,7 +16,7 @@ from beampipe_dagster_tests.support.stack import SURVEY, Stack, running_stack
 
 __all__ = ["browser"]
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("stack-ui"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 GOOD, BAD, HELD = "HIPASSJ1338-17", "HIPASSJ1324-19", "HIPASSJ1317-16"
 LOCATION = "/locations/beampipe_dagster"

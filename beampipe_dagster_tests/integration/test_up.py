@@ -118,7 +118,6 @@ def outcomes(stack: Stack) -> list[str]:
     return sorted({event["partition"] for event in node.get("assetMaterializations") or []})
 
 
-@pytest.mark.xdist_group("stack-up")
 def test_ctrl_c_leaves_nothing_and_a_second_start_goes_on_with_the_same_state(tmp_path: Path) -> None:
     options = new_options(tmp_path / "home")
     stack = Stack(options, {**environment(options), **QUICK})
@@ -191,7 +190,6 @@ def plain_dagster(options: UpOptions) -> Iterator[dict[str, Any]]:
         yield entry
 
 
-@pytest.mark.xdist_group("stack-up")
 def test_a_taken_port_is_one_clear_error_and_nothing_is_started(tmp_path: Path) -> None:
     options = new_options(tmp_path / "home")
     with socket.create_server((LOOPBACK, options.ports.web)), pytest.raises(ConfigError) as caught:
@@ -218,7 +216,6 @@ def second_daemon(home: Path) -> Any:
     return more
 
 
-@pytest.mark.xdist_group("stack-postgres")
 def test_on_postgresql_two_daemons_claim_each_source_and_submit_each_execution_once(
     tmp_path: Path, postgres_server: PostgresServer
 ) -> None:

@@ -12,7 +12,7 @@ from alembic.runtime.migration import MigrationContext
 from beampipe_dagster.errors import LedgerError, Retry
 from beampipe_dagster.ledger.engine import Ledger
 from beampipe_dagster.ledger.migrate import current, ensure_current, head, migrate
-from beampipe_dagster.ledger.tables import metadata
+from beampipe_dagster.ledger.tables import VERSION_TABLE, metadata
 from beampipe_dagster_tests.support.ledgers import DIALECTS, at_once, empty_database, opened
 
 
@@ -25,7 +25,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 def test_migrations_make_exactly_the_tables_that_the_code_has(ledger: Ledger) -> None:
     with ledger.read() as conn:
         context = MigrationContext.configure(
-            conn, opts={"compare_type": True, "compare_server_default": False}
+            conn,
+            opts={"compare_type": True, "compare_server_default": False, "version_table": VERSION_TABLE},
         )
         assert compare_metadata(context, metadata) == []
         assert sa.inspect(conn).get_table_names() != []
@@ -73,7 +74,7 @@ def test_an_unmigrated_ledger_is_refused_with_what_to_do(url: str) -> None:
 
 def test_a_ledger_of_another_revision_is_refused(ledger: Ledger) -> None:
     with ledger.begin() as conn:
-        conn.execute(sa.text("UPDATE alembic_version SET version_num = 'from_the_future'"))
+        conn.execute(sa.text("UPDATE ledger_version SET version_num = 'from_the_future'"))
     with pytest.raises(LedgerError) as caught:
         ensure_current(ledger)
     assert "from_the_future" in caught.value.message

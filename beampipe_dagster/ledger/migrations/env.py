@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from alembic import context
 
-from beampipe_dagster.ledger.tables import metadata
+from beampipe_dagster.ledger.tables import VERSION_TABLE, metadata
 from beampipe_dagster.ledger.types import Json, UtcDateTime
 
 
@@ -25,6 +25,8 @@ context.configure(
     target_metadata=metadata,
     render_as_batch=True,
     render_item=_render,
+    # Dagster may keep its own tables in the same database, and has the usual one.
+    version_table=VERSION_TABLE,
 )
 with context.begin_transaction():
     context.run_migrations()
