@@ -67,7 +67,7 @@ def kill_in_the_middle(gate: Gate, stack: Stack, source: str, where: str) -> Exe
     assert worker not in before.values(), "the run has a process of its own"
     assert worker in living(stack.options.home)
     stack.kill("daemon", "code-server")
-    assert worker not in living(stack.options.home)
+    stack.until(lambda: worker not in living(stack.options.home), "the end of the worker", seconds=10)
     gate.open()
     stack.until(
         lambda: (
