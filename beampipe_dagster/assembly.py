@@ -15,6 +15,7 @@ from beampipe_dagster.config.settings import Settings
 from beampipe_dagster.discovery.archives import ArchiveProvider, TapArchives
 from beampipe_dagster.discovery.service import DiscoveryService
 from beampipe_dagster.execution.admission import AdmissionService
+from beampipe_dagster.execution.graph_fetch import GraphFetcher
 from beampipe_dagster.execution.launch import Launcher
 from beampipe_dagster.execution.projects import ProjectService
 from beampipe_dagster.execution.steps import ExecutionSteps
@@ -47,7 +48,13 @@ class Platform:
     @cached_property
     def projects(self) -> ProjectService:
         """Surveys and profiles."""
-        return ProjectService(ledger=self.ledger, clock=self.clock, ids=self.ids, home=self.settings.home)
+        return ProjectService(
+            ledger=self.ledger,
+            clock=self.clock,
+            ids=self.ids,
+            home=self.settings.home,
+            fetcher=GraphFetcher(allow_private=self.settings.allow_private_graph_urls),
+        )
 
     @cached_property
     def registry(self) -> SourceRegistry:
@@ -65,7 +72,9 @@ class Platform:
             source_concurrency=self.settings.source_concurrency,
             max_in_flight=self.settings.discovery_max_in_flight,
             max_batches_per_tick=self.settings.discovery_max_batches_per_tick,
+            batching=self.settings.discovery_batching,
             lease_seconds=self.settings.lease_seconds,
+            quarantine_after=self.settings.discovery_quarantine_after,
         )
 
     @cached_property

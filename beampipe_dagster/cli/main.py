@@ -19,8 +19,8 @@ root = Root(
     lazy={
         "up": (f"{_CLI}.up:up", "Start everything on this machine; Ctrl-C stops it."),
         "demo": (f"{_CLI}.up:demo", "Run the demo survey to its expected results, with a report."),
-        "project": (f"{_CLI}.project:project", "Surveys: validate, add, list, show."),
-        "profile": (f"{_CLI}.profile:profile", "Deployment profiles: add, list, show."),
+        "project": (f"{_CLI}.project:project", "Surveys: validate, add, list, show, diff."),
+        "profile": (f"{_CLI}.profile:profile", "Deployment profiles: validate, add, list, render."),
         "source": (f"{_CLI}.source:source", "Sources: register, list, show, discover."),
         "execution": (f"{_CLI}.execution:execution", "Executions: list, show."),
         "timeline": (f"{_CLI}.timeline:timeline", "What happened to a source, an execution, a survey."),

@@ -8,13 +8,20 @@ from typing import Any
 import click
 from rich.console import Console
 
-from beampipe_dagster.cli.core import Context, Group, pass_context
-from beampipe_dagster.cli.render import DIGITS, cell, console, emit, facts, table, when
-from beampipe_dagster.config.canonical import parse_json
+from beampipe_dagster.backends.slurm.session_files import IMAGE_VARIABLE
+from beampipe_dagster.cli.core import EXIT_FAILED, Context, Group, pass_context
+from beampipe_dagster.cli.diagnostics import show_report
+from beampipe_dagster.cli.execution import resolve
+from beampipe_dagster.cli.render import DIGITS, cell, console, emit, facts, section, table, when
+from beampipe_dagster.config.canonical import canonical_json, parse_json
 from beampipe_dagster.config.profile import DeploymentProfile, RestRemote, load_profile, profile_warnings
+from beampipe_dagster.config.profile_report import validate_profile
+from beampipe_dagster.execution.profile_preview import Call, Preview, preview
 from beampipe_dagster.execution.projects import read_text
 from beampipe_dagster.ledger import profiles
 from beampipe_dagster.ledger.profiles import StoredProfile
+
+FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.group(cls=Group)
@@ -22,14 +29,30 @@ def profile() -> None:
     """Deployment profiles: where graphs are translated and run."""
 
 
+@profile.command("validate")
+@click.argument("file", type=FILE)
+@pass_context
+def validate(context: Context, file: Path) -> int:
+    """Check a profile's JSON and show every problem with its line.
+
+    Exit code 1 when the file cannot be used.
+    """
+    text = read_text(file, what="profile")
+    report = validate_profile(text, name=str(file))
+    told = report.as_dict()
+    data = {"name": told.pop("project_id"), **told}
+    emit(context, data, lambda out: show_report(out, report, name=str(file), text=text))
+    return 0 if report.valid else EXIT_FAILED
+
+
 @profile.command("add")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=FILE)
 @pass_context
 def add(context: Context, file: Path) -> None:
     """Store a profile's JSON under its name; a changed one gets the next revision."""
     text = read_text(file, what="profile")
     loaded = load_profile(text, name=str(file))
-    warnings = profile_warnings(parse_json(text, name=str(file)))
+    warnings = profile_warnings(parse_json(text, name=str(file)), text=text)
     stored, changed = context.platform.projects.put_profile(loaded)
     data = {**_summary(stored), "changed": changed, "warnings": [item.as_dict() for item in warnings]}
 
@@ -96,6 +119,68 @@ def show(context: Context, name: str) -> None:
     ):
         pairs.append((part, facts([(key, _plain(value)) for key, value in values.items()])))
     emit(context, _summary(item), lambda out: out.print(facts(pairs)))
+
+
+@profile.command("render")
+@click.argument("name")
+@click.option("--execution", "execution_id", metavar="ID", help="An execution whose names are filled in.")
+@pass_context
+def render(context: Context, name: str, execution_id: str | None) -> None:
+    """What an execution with a profile calls, and with what. Nothing is called.
+
+    NAME may be a profile's file that is not added yet. What is only known later is in angle brackets.
+    """
+    if "/" in name or name.endswith(".json"):
+        loaded = load_profile(read_text(Path(name), what="profile"), name=name)
+    else:
+        with context.ledger.read() as conn:
+            loaded = _loaded(profiles.by_name(conn, name))
+    execution = None
+    if execution_id is not None:
+        with context.ledger.read() as conn:
+            execution = resolve(conn, execution_id)
+    environ = context.environ
+    found = preview(
+        loaded,
+        execution,
+        tm_url=context.settings.tm_url,
+        user=environ.get("SLURM_REMOTE_USER") or environ.get("USER"),
+        image=environ.get(IMAGE_VARIABLE),
+    )
+    emit(context, found.as_dict(), lambda out: _show_preview(out, found))
+
+
+def _show_preview(out: Console, found: Preview) -> None:
+    for note in found.notes:
+        out.print(cell(note, "yellow"))
+    out.print(facts([("profile", found.profile), ("kind", found.kind), ("session", found.session)]))
+    for number, call in enumerate(found.calls, 1):
+        out.print()
+        out.print(cell(f"{number}. {call.purpose}", "bold"))
+        out.print(cell(f"   {call.method} {call.url}", "cyan"), soft_wrap=True)
+        for line in _parameters(call):
+            out.print(cell(f"     {line}"), soft_wrap=True)
+    slurm = found.slurm
+    if slurm is None:
+        return
+    files = [("graph", slurm.files.graph), ("INI", slurm.files.ini), ("template", slurm.files.template)]
+    section(out, f"Files, on {slurm.where}", facts(files))
+    for title, text in (
+        (f"{slurm.files.ini}", slurm.ini),
+        ("The script that makes the job script", slurm.script),
+        ("The line that submits it", slurm.sbatch),
+    ):
+        out.print()
+        out.print(cell(title, "bold"), soft_wrap=True)
+        for line in text.splitlines():
+            out.print(cell(f"  {line}" if line else " "), soft_wrap=True)
+
+
+def _parameters(call: Call) -> list[str]:
+    """The body of a request, a field a line."""
+    if isinstance(call.parameters, dict):
+        return [f"{name} = {_plain(value)}" for name, value in call.parameters.items()]
+    return [] if call.parameters is None else [canonical_json(call.parameters)]
 
 
 def _loaded(item: StoredProfile) -> DeploymentProfile:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
+from sqlalchemy.engine import Connection
 
 from beampipe_dagster.cli.core import EXIT_FAILED, Context, Group, pass_context
 from beampipe_dagster.cli.diagnostics import show_report
+from beampipe_dagster.cli.project_health import health
 from beampipe_dagster.cli.project_revisions import register, show_notes
 from beampipe_dagster.cli.render import DIGITS, cell, console, emit, facts, number, table, when
+from beampipe_dagster.config.diagnostics import Diagnostic, Severity, ValidationReport
 from beampipe_dagster.config.project import Automation, ProjectConfig
-from beampipe_dagster.config.validation import validate_project
+from beampipe_dagster.config.validation import load_project, project_advice, validate_project
+from beampipe_dagster.config.yaml_loader import load_yaml
 from beampipe_dagster.errors import BeampipeError, ConfigError
+from beampipe_dagster.execution.profile_check import check_profile, named_profile
 from beampipe_dagster.execution.projects import read_text
 from beampipe_dagster.ledger import projects, sources
 from beampipe_dagster.ledger.projects import ProjectRevision
@@ -28,6 +34,7 @@ def project() -> None:
 
 
 register(project)
+project.add_command(health)
 
 
 @project.command("validate")
@@ -36,23 +43,47 @@ register(project)
 def validate(context: Context, file: Path) -> int:
     """Check a survey's YAML and show every problem with its line.
 
-    Where the ledger has an active revision of the survey, changes that make sources run again are warned of.
-    Exit code 1 when the file cannot be used.
+    Where there is a ledger, the deployment profile that the survey names must be in it, and changes against the
+    active revision that make sources run again are warned of. Exit code 1 when the file cannot be used.
     """
     text = read_text(file, what="project")
     report = validate_project(text, name=str(file))
-    active = _active_config(context, report.project_id) if report.valid else None
-    if active is not None:
-        report = validate_project(text, name=str(file), active=active)
-    emit(context, report.as_dict(), lambda out: show_report(out, report, name=str(file), text=text))
+    note: str | None = None
+    if report.valid:
+        report, note = _against_ledger(context, text, name=str(file))
+
+    def people(out: Console) -> None:
+        show_report(out, report, name=str(file), text=text)
+        if note is not None:
+            console(stderr=True).print(cell(f"note: {note}", "dim"))
+
+    emit(context, report.as_dict(), people)
     return 0 if report.valid else EXIT_FAILED
 
 
-def _active_config(context: Context, project_id: str) -> ProjectConfig | None:
-    """The revision in use; a file can be checked without a ledger."""
+def _against_ledger(context: Context, text: str, *, name: str) -> tuple[ValidationReport, str | None]:
+    """The report about a valid file with what the ledger adds; a note where there is no ledger to ask."""
+    config = load_project(text, name=name)
+    advice = project_advice(text, name=name)
+    found: tuple[Diagnostic, ...] = ()
+    active, note = None, None
     try:
         with context.ledger.read() as conn:
-            return ProjectConfig.from_json(projects.active(conn, project_id).spec)
+            found = check_profile(conn, config, load_yaml(text, name=name))
+            active = _active_config(conn, config.metadata.id)
+    except BeampipeError as error:
+        if (profile := named_profile(config)) is not None:
+            note = f"the profile {profile!r} was not looked for: {error.message}"
+    report = validate_project(text, name=name, active=active)
+    errors = tuple(item for item in found if item.severity is Severity.ERROR)
+    warnings = tuple(item for item in found if item.severity is Severity.WARNING)
+    return replace(report, errors=errors, warnings=report.warnings + advice + warnings), note
+
+
+def _active_config(conn: Connection, project_id: str) -> ProjectConfig | None:
+    """The revision in use; one of another release cannot be compared with."""
+    try:
+        return ProjectConfig.from_json(projects.active(conn, project_id).spec)
     except BeampipeError:
         return None
 

@@ -12,20 +12,25 @@ from rich.console import Console
 from sqlalchemy.engine import Connection
 
 from beampipe_dagster.cli.core import Context, Group, pass_context
-from beampipe_dagster.cli.render import cell, emit, number, table, when
-from beampipe_dagster.cli.source_file import read_sources
+from beampipe_dagster.cli.render import cell, emit, facts, number, table, when
+from beampipe_dagster.cli.source_file import STDIN, read_sources
 from beampipe_dagster.cli.source_view import load, show_source
 from beampipe_dagster.ledger import projects, sources
 from beampipe_dagster.ledger.executions import Execution
 from beampipe_dagster.ledger.sources import NewSource, Source
 from beampipe_dagster.sandbox.terminal import shortened
 from beampipe_dagster.sandbox.watch import drops_text, word_text
+from beampipe_dagster.sources.explain import explain
+from beampipe_dagster.sources.registry import Registered
 from beampipe_dagster.sources.status import SourceState, Word, describe, latest_executions
 
 PAGE: Final = 500
 LIMIT: Final = 500
 _NAMES_SHOWN: Final = 10
+_CODED: Final = frozenset({Word.HELD, Word.DISCOVERY_FAILED, Word.QUARANTINED})
+"""States whose reason begins with its code."""
 
+SOURCE_FILE: Final = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 PROJECT = click.option("-p", "--project", "project_id", required=True, metavar="NAME", help="The survey.")
 
 
@@ -39,8 +44,9 @@ def source() -> None:
 @click.argument("names", nargs=-1)
 @click.option(
     "--file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="One name a line, or CSV with the header source_identifier,ra_deg,dec_deg (degrees, ICRS).",
+    type=SOURCE_FILE,
+    help="One name a line, CSV with the header source_identifier,ra_deg,dec_deg (degrees, ICRS), or a JSON list of "
+    "objects with these; - reads standard input.",
 )
 @click.option("--disabled", is_flag=True, help="Known, but neither looked at nor executed.")
 @click.option(
@@ -49,6 +55,7 @@ def source() -> None:
     show_default=True,
     help="Look at all of them at the next tick, also at those that were looked at not long ago.",
 )
+@click.option("--skip-refused", "skip", is_flag=True, help="Register the others when a source is refused.")
 @pass_context
 def register(
     context: Context,
@@ -58,10 +65,12 @@ def register(
     file: Path | None,
     disabled: bool,
     discover: bool,
+    skip: bool,
 ) -> None:
     """Register sources with a survey, all of them or none.
 
-    Registering a source again changes its position and whether it is enabled, nothing else.
+    Registering a source again changes its position and whether it is enabled, nothing else; what is as it was
+    before is only counted.
     """
     if not names and file is None:
         raise click.UsageError("give names, or a --file", ctx=click.get_current_context())
@@ -69,29 +78,41 @@ def register(
     if file is not None:
         new += read_sources(file, enabled=not disabled)
     registry = context.platform.registry
-    done = registry.register(project_id, new, actor=context.actor)
+    done = registry.register(project_id, new, actor=context.actor, skip_refused=skip)
     marked = 0
     if discover and not disabled:
-        every = [item.source_identifier for item in new]
-        marked = registry.mark_for_discovery(project_id, every, actor=context.actor)
+        # New ones were never looked at, which makes them due by itself.
+        on = {item.source_identifier for item in new if item.enabled}
+        marked = len(on.intersection(done.added))
+        before = [name for name in (*done.updated, *done.known) if name in on]
+        marked += registry.mark_for_discovery(project_id, before, actor=context.actor) if before else 0
     data = {
         "project_id": project_id,
         "added": done.added,
         "updated": done.updated,
+        "known": done.known,
+        "refused": done.refused,
         "enabled": not disabled,
         "marked_for_discovery": marked,
     }
 
-    def people(out: Console) -> None:
-        off = " (disabled)" if disabled else ""
-        if done.added:
-            out.print(f"Added {number(len(done.added), 'source')} to {project_id}{off}: {_few(done.added)}")
-        if done.updated:
-            out.print(f"Changed {number(len(done.updated), 'known source')}{off}: {_few(done.updated)}")
-        if marked:
-            out.print("They are looked at at the next discovery tick.")
+    emit(context, data, lambda out: _show_registered(out, project_id, done, marked, off=disabled))
 
-    emit(context, data, people)
+
+def _show_registered(out: Console, project_id: str, done: Registered, marked: int, *, off: bool) -> None:
+    words = " (disabled)" if off else ""
+    if done.added:
+        out.print(f"Added {number(len(done.added), 'source')} to {project_id}{words}: {_few(done.added)}")
+    if done.updated:
+        out.print(f"Changed {number(len(done.updated), 'known source')}{words}: {_few(done.updated)}")
+    if done.known:
+        out.print(f"{number(len(done.known), 'source')} known before: {_few(done.known)}")
+    for reason in list(done.refused.values())[:_NAMES_SHOWN]:
+        out.print(cell(f"Refused: {reason}", "yellow"))
+    if len(done.refused) > _NAMES_SHOWN:
+        out.print(cell(f"Refused {len(done.refused):,} sources in all; --json lists them.", "yellow"))
+    if marked:
+        out.print("They are looked at at the next discovery tick.")
 
 
 def _few(names: Sequence[str]) -> str:
@@ -123,7 +144,7 @@ def listing(context: Context, project_id: str | None, wanted: str | None, limit:
         None: frozenset(Word),
         "held": frozenset({Word.HELD}),
         "pending": frozenset({Word.PENDING}),
-        "failed": frozenset({Word.FAILED, Word.DISCOVERY_FAILED}),
+        "failed": frozenset({Word.FAILED, Word.DISCOVERY_FAILED, Word.QUARANTINED}),
     }[wanted]
     found: list[_Listed] = []
     more = False
@@ -198,7 +219,7 @@ def _show_list(
 
 
 def _reason(state: SourceState) -> str:
-    code = f"{state.code}: " if state.word in {Word.HELD, Word.DISCOVERY_FAILED} and state.code else ""
+    code = f"{state.code}: " if state.word in _CODED and state.code else ""
     return code + shortened(state.detail or "")
 
 
@@ -235,6 +256,25 @@ def show(context: Context, project_id: str, name: str) -> None:
     emit(context, page.as_dict(), lambda out: show_source(out, page, now=context.clock.now()))
 
 
+@source.command("explain")
+@PROJECT
+@click.argument("name")
+@pass_context
+def why(context: Context, project_id: str, name: str) -> None:
+    """Why a source is not running, what happens next, and what you can do."""
+    limit = context.settings.execution_max_in_flight
+    with context.ledger.read() as conn:
+        found = explain(conn, project_id, name, now=context.clock.now(), max_in_flight=limit)
+
+    def people(out: Console) -> None:
+        out.print(cell(f"{name}: {found.answer.sentence}. [{found.answer.code}]", "bold"), soft_wrap=True)
+        out.print(facts([("next", found.answer.next), ("you can", found.answer.operator)]))
+        for reason in found.also:
+            out.print(cell(f"Also: {reason.sentence}. [{reason.code}]", "dim"), soft_wrap=True)
+
+    emit(context, found, people)
+
+
 @source.command("discover")
 @PROJECT
 @click.argument("names", nargs=-1)
@@ -255,3 +295,75 @@ def discover(context: Context, project_id: str, names: tuple[str, ...], *, every
             out.print(cell(f"{number(skipped, 'source')} not: disabled sources are not looked at.", "yellow"))
 
     emit(context, data, people)
+
+
+@source.command("enable")
+@PROJECT
+@click.argument("names", nargs=-1)
+@click.option("--file", type=SOURCE_FILE, help="Names as for register; - reads standard input.")
+@pass_context
+def enable(context: Context, project_id: str, names: tuple[str, ...], *, file: Path | None) -> None:
+    """Let discovery and execution touch sources; ends their quarantine."""
+    wanted = _wanted(names, file)
+    changed = context.platform.registry.enable(project_id, wanted, actor=context.actor)
+    _show_changed(context, project_id, wanted, changed, "enabled")
+
+
+@source.command("disable")
+@PROJECT
+@click.argument("names", nargs=-1)
+@click.option("--file", type=SOURCE_FILE, help="Names as for register; - reads standard input.")
+@pass_context
+def disable(context: Context, project_id: str, names: tuple[str, ...], *, file: Path | None) -> None:
+    """Keep discovery and execution from sources; what has begun goes on."""
+    wanted = _wanted(names, file)
+    changed = context.platform.registry.disable(project_id, wanted, actor=context.actor)
+    _show_changed(context, project_id, wanted, changed, "disabled")
+
+
+@source.command("delete")
+@PROJECT
+@click.argument("names", nargs=-1)
+@click.option("--file", type=SOURCE_FILE, help="Names as for register; - reads standard input.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_context
+def delete(
+    context: Context, project_id: str, names: tuple[str, ...], *, file: Path | None, yes: bool
+) -> None:
+    """Take sources out of the registry; their metadata, executions and story are kept.
+
+    A source that an execution or a discovery holds is not deleted. One that is registered again begins afresh.
+    """
+    wanted = _wanted(names, file)
+    if not yes:
+        if context.json or (file is not None and str(file) == STDIN):
+            raise click.UsageError("give --yes: nobody can be asked", ctx=click.get_current_context())
+        click.confirm(
+            f"Delete {number(len(wanted), 'source')} of {project_id} ({_few(wanted)})?", abort=True, err=True
+        )
+    gone = context.platform.registry.delete(project_id, wanted, actor=context.actor)
+    _show_changed(context, project_id, wanted, gone, "deleted")
+
+
+def _wanted(names: tuple[str, ...], file: Path | None) -> list[str]:
+    if not names and file is None:
+        raise click.UsageError("give names, or a --file", ctx=click.get_current_context())
+    listed = [] if file is None else [item.source_identifier for item in read_sources(file, enabled=True)]
+    return list(dict.fromkeys([*names, *listed]))
+
+
+def _show_changed(
+    context: Context, project_id: str, wanted: Sequence[str], changed: Sequence[str], word: str
+) -> None:
+    fresh = set(changed)
+    same = [name for name in wanted if name not in fresh]
+
+    def people(out: Console) -> None:
+        if changed:
+            out.print(
+                f"{word.capitalize()} {number(len(changed), 'source')} of {project_id}: {_few(changed)}"
+            )
+        if same:
+            out.print(cell(f"{number(len(same), 'source')} {word} before: {_few(same)}", "dim"))
+
+    emit(context, {"project_id": project_id, word: list(changed), "unchanged": same}, people)

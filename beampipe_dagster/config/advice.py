@@ -6,10 +6,11 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from beampipe_dagster.config.diagnostics import Diagnostic, Severity, located, nearest
+from beampipe_dagster.config.own_rules import Problem
 from beampipe_dagster.config.secrets import find_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from beampipe_dagster.config.project import FieldMapping, ProjectConfig, Query
     from beampipe_dagster.config.yaml_loader import Path, YamlDocument
@@ -60,6 +61,77 @@ def project_warnings(
             hint="Take it out, and change it where it is used: it has been written down.",
             severity=Severity.WARNING,
         )
+
+
+def survey_advice(config: ProjectConfig) -> Iterator[Problem]:
+    """Parts of a valid project that cannot do what they seem to be there for.
+
+    Yields
+    ------
+    Problem
+        ``sbid_not_mapped``: datasets may have no scheduling block, and a dataset without one is refused.
+        ``flag_on_primary_query``, ``flag_without_origin``: a flag that is ``null`` before its transform,
+        whatever the archive says. ``dataset_template_without_identity``: manifests that cannot be checked.
+    """
+    prepare = config.discovery.prepare_metadata
+    queries, enrichments = config.discovery.queries, config.discovery.enrichments
+    if queries and (prepare is None or "sbid" not in prepare.field_map):
+        path: Path = ("discovery",) if prepare is None else ("discovery", "prepare_metadata", "field_map")
+        lost = ", and no enrichment is ever asked for" if enrichments else ""
+        yield Problem(
+            path,
+            "sbid_not_mapped",
+            "no field is mapped to sbid: unless the archive's rows have a column of that name, every look at a "
+            f"source fails, since a dataset must have a scheduling block{lost}",
+            "Add for example  sbid: {from: obs_id, transform: digits}  with a transform of kind extract_digits.",
+        )
+    origins = [query.name for query in (*queries[1:], *enrichments)]
+    for name, mapping in sorted((prepare.discovery_flags if prepare else {}).items()):
+        origin = mapping.from_
+        if not any(_below(origin, f"enrichments.{query}") for query in origins):
+            yield _lost_flag(name, origin, queries[0].name if queries else None, origins)
+
+    manifest = config.manifest
+    template = manifest.dataset_template if manifest and manifest.expand_from == "metadata" else None
+    if template is not None and not _identifies(template.keys()):
+        yield Problem(
+            ("manifest", "dataset_template"),
+            "dataset_template_without_identity",
+            "it leaves out what tells datasets apart, so that a manifest cannot be compared with what was selected",
+            "Keep source_identifier, sbid, and dataset_id or visibility_filename.",
+        )
+
+
+def _identifies(names: Collection[str]) -> bool:
+    return {"source_identifier", "sbid"} <= set(names) and not {
+        "dataset_id",
+        "visibility_filename",
+    }.isdisjoint(names)
+
+
+def _below(path: str, root: str) -> bool:
+    return path == root or path.startswith(f"{root}.")
+
+
+def _lost_flag(name: str, origin: str, primary: str | None, origins: list[str]) -> Problem:
+    path: Path = ("discovery", "prepare_metadata", "discovery_flags", name, "from")
+    known = " or ".join(f"enrichments.{query}" for query in origins)
+    hint = f"Take it from {known}." if known else "Add a query for it, or take the flag out."
+    if primary is not None and _below(origin, f"enrichments.{primary}"):
+        return Problem(
+            path,
+            "flag_on_primary_query",
+            f"{primary} is the first query, whose rows are the datasets; it is not among the enrichments, so that "
+            "the flag is always null before its transform, and a source may never be ready",
+            f"{hint} A source without datasets does not run anyway.",
+        )
+    return Problem(
+        path,
+        "flag_without_origin",
+        f"there is nothing at {origin!r}: the flag is always null before its transform, and a source may never be "
+        "ready",
+        hint,
+    )
 
 
 def _changes(config: ProjectConfig, active: ProjectConfig, document: YamlDocument) -> Iterator[Diagnostic]:

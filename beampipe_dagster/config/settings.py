@@ -47,6 +47,8 @@ class Settings:
         Where the exporter listens (``BEAMPIPE_METRICS_BIND_ADDR``); port 0 takes a free one.
     source_concurrency
         Sources of a discovery batch at work at a time (``BEAMPIPE_DISCOVERY_SOURCE_CONCURRENCY``).
+    discovery_batching
+        Whether a discovery batch asks for its sources together (``BEAMPIPE_DISCOVERY_BATCHING``).
     execution_max_in_flight
         Executions on their way at a time, over all surveys
         (``BEAMPIPE_SHAPING_EXECUTION_MAX_IN_FLIGHT_RUNS``).
@@ -54,6 +56,9 @@ class Settings:
         Discovery batches at work at a time (``BEAMPIPE_SHAPING_DISCOVERY_MAX_IN_FLIGHT_BATCHES``).
     discovery_max_batches_per_tick
         Batches that one tick may claim (``BEAMPIPE_SHAPING_DISCOVERY_MAX_BATCHES_PER_TICK``).
+    discovery_quarantine_after
+        Failed looks in a row, each by the source's own fault, after which a source is no longer asked
+        about by the clock (``BEAMPIPE_DISCOVERY_QUARANTINE_AFTER``).
     lease_seconds
         How long a lease in the ledger lasts without renewal (``BEAMPIPE_LEASE_SECONDS``).
     submission_timeout_seconds
@@ -65,6 +70,8 @@ class Settings:
         Between two ticks of a survey's sensors (``BEAMPIPE_SCHEDULER_INTERVAL_SECONDS``).
     delete_sessions
         Whether a finished DALiuGE session is removed (``BEAMPIPE_DIM_DESTROY_SESSION``).
+    allow_private_graph_urls
+        Whether a graph's URL may lead to a private address (``BEAMPIPE_ALLOW_PRIVATE_GRAPH_URLS``).
     log_json
         Whether logs are JSON lines (``BEAMPIPE_LOG_JSON``).
     """
@@ -77,14 +84,17 @@ class Settings:
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 9090
     source_concurrency: int = 5
+    discovery_batching: bool = True
     execution_max_in_flight: int = 2
     discovery_max_in_flight: int = 4
     discovery_max_batches_per_tick: int = 4
+    discovery_quarantine_after: int = 8
     lease_seconds: float = 60.0
     submission_timeout_seconds: int = 1800
     poll_interval_seconds: float = 5.0
     tick_interval_seconds: int = 60
     delete_sessions: bool = False
+    allow_private_graph_urls: bool = False
     log_json: bool = False
 
     @classmethod
@@ -114,9 +124,11 @@ class Settings:
             metrics_host=host,
             metrics_port=port,
             source_concurrency=env.integer("BEAMPIPE_DISCOVERY_SOURCE_CONCURRENCY", 5, high=1000),
+            discovery_batching=env.flag("BEAMPIPE_DISCOVERY_BATCHING", default=True),
             execution_max_in_flight=env.integer(f"{shaping}_EXECUTION_MAX_IN_FLIGHT_RUNS", 2),
             discovery_max_in_flight=env.integer(f"{shaping}_DISCOVERY_MAX_IN_FLIGHT_BATCHES", 4),
             discovery_max_batches_per_tick=env.integer(f"{shaping}_DISCOVERY_MAX_BATCHES_PER_TICK", 4),
+            discovery_quarantine_after=env.integer("BEAMPIPE_DISCOVERY_QUARANTINE_AFTER", 8),
             lease_seconds=env.seconds("BEAMPIPE_LEASE_SECONDS", 60.0),
             submission_timeout_seconds=env.integer(
                 "BEAMPIPE_WORKER_SUBMISSION_TIMEOUT_SECONDS", 1800, high=_DAY
@@ -124,6 +136,7 @@ class Settings:
             poll_interval_seconds=env.seconds("BEAMPIPE_DIM_POLL_INTERVAL_SECONDS", 5.0),
             tick_interval_seconds=env.integer("BEAMPIPE_SCHEDULER_INTERVAL_SECONDS", 60, high=_DAY),
             delete_sessions=env.flag("BEAMPIPE_DIM_DESTROY_SESSION", default=False),
+            allow_private_graph_urls=env.flag("BEAMPIPE_ALLOW_PRIVATE_GRAPH_URLS", default=False),
             log_json=env.flag("BEAMPIPE_LOG_JSON", default=False),
         )
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from beampipe_dagster.config.advice import project_warnings
+from beampipe_dagster.config.advice import project_warnings, survey_advice
 from beampipe_dagster.config.canonical import sha256_hex
 from beampipe_dagster.config.diagnostics import (
     Diagnostic,
@@ -124,7 +124,7 @@ def project_advice(text: str | bytes, *, name: str = "<text>") -> tuple[Diagnost
     document, severity = load_yaml(text, name=name), Severity.WARNING
     return tuple(
         _diagnostic(document, item.path, item.code, item.message, hint=item.hint, severity=severity)
-        for item in adapter_advice(config)
+        for item in (*adapter_advice(config), *survey_advice(config))
     )
 
 

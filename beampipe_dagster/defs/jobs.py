@@ -154,4 +154,35 @@ def discover_sources() -> None:
     mark()
 
 
-OPERATOR_JOBS = [register_sources, discover_sources]
+class SetSourcesEnabledConfig(dg.Config):
+    """Sources that discovery and execution may touch, or may not."""
+
+    project: str = Field(description="The survey's id.")
+    sources: list[str] = Field(description="Source identifiers; all of them must be registered.")
+    enabled: bool = Field(description="True lets discovery and execution touch them; false keeps both away.")
+
+
+@dg.op(out=dg.Out(dg.Nothing))
+def set_enabled(
+    context: dg.OpExecutionContext, config: SetSourcesEnabledConfig, platform: PlatformResource
+) -> None:
+    """Enable or disable the sources; all of them or none."""
+    registry = platform.get().registry
+    action = registry.enable if config.enabled else registry.disable
+    try:
+        changed = action(config.project, [name.strip() for name in config.sources], actor="launchpad")
+    except BeampipeError as error:
+        raise fail(error) from error
+    context.add_output_metadata({"changed": metadata.text(", ".join(changed) or "none")})
+
+
+@dg.job(
+    executor_def=dg.in_process_executor,
+    description="Enable or disable sources of a survey. Give `project`, `sources` and `enabled`.",
+)
+def set_sources_enabled() -> None:
+    """Enabling and disabling from the launchpad."""
+    set_enabled()
+
+
+OPERATOR_JOBS = [register_sources, discover_sources, set_sources_enabled]

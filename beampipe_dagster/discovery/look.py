@@ -10,7 +10,6 @@ from typing import Any
 from beampipe_dagster.clock import Clock
 from beampipe_dagster.config.canonical import JsonValue
 from beampipe_dagster.config.project import ProjectConfig, Query
-from beampipe_dagster.discovery.archive import Evidence
 from beampipe_dagster.discovery.archives import ArchiveProvider
 from beampipe_dagster.discovery.plugins import Plugin, Plugins, prepared_by, rules_of
 from beampipe_dagster.discovery.prepare import Rules, choose_enrichment_row, prepare_metadata, sbids_of
@@ -69,42 +68,24 @@ class SourceLook:
         return (self._installed or Plugins()).of(self._config)
 
     @cached_property
-    def _rules(self) -> Rules:
+    def rules(self) -> Rules:
+        """What is done with the answers to queries of particular names."""
         return rules_of(self._plugins)
 
     def look(self, source_identifier: str) -> Look:
         """Ask the archives about one source; errors are part of the result."""
         began_at = self._clock.now()
-        evidence: list[Evidence] = []
+        evidence: list[JsonValue] = []
         try:
             return self._complete(source_identifier, began_at, evidence)
-        except BeampipeError as error:
-            failure = error
         except Exception as error:  # noqa: BLE001  # whatever one source's rows do, the batch goes on
-            failure = BeampipeError(
-                f"{type(error).__name__}: {error}", hint="this is a defect; please report it"
-            )
-        seen: list[JsonValue] = [item.as_dict() for item in evidence]
-        return Look(source_identifier, began_at, evidence=seen, error=failure)
+            return Look(source_identifier, began_at, evidence=evidence, error=failure_of(error))
 
-    def _complete(self, source: str, began_at: datetime, evidence: list[Evidence]) -> Look:
-        queries = self._config.discovery.queries
-        if not queries:
-            raise ConfigError(
-                f"project {self._config.metadata.id!r} has no discovery query",
-                code="no_discovery_query",
-                hint="give discovery.queries, the first one being the primary query",
-            )
+    def _complete(self, source: str, began_at: datetime, evidence: list[JsonValue]) -> Look:
+        queries = queries_of(self._config)
         rows = self._ask(queries[0], source, 0, {}, evidence)
         if not rows:
-            signature = Signature(signature_of_payload(NO_DATASETS_PAYLOAD), dict(NO_DATASETS_PAYLOAD))
-            return Look(
-                source,
-                began_at,
-                signature,
-                dict(NO_DATASETS_PAYLOAD),
-                evidence=[item.as_dict() for item in evidence],
-            )
+            return no_datasets(source, began_at, evidence)
         enrichments: dict[str, JsonValue] = {
             query.name: list(self._ask(query, source, index, {}, evidence))
             for index, query in enumerate(queries[1:], start=1)
@@ -112,15 +93,15 @@ class SourceLook:
         sbids = sbids_of(self._config, rows)
         for query in self._config.discovery.enrichments:
             enrichments[query.name] = self._by_sbid(query, source, sbids, evidence)
-        return self._signed(source, began_at, rows, enrichments, evidence)
+        return self.signed(source, began_at, rows, enrichments, evidence)
 
     def _by_sbid(
-        self, query: Query, source: str, sbids: list[str], evidence: list[Evidence]
+        self, query: Query, source: str, sbids: list[str], evidence: list[JsonValue]
     ) -> dict[str, JsonValue]:
         found: dict[str, JsonValue] = {}
         for sbid in sbids:
             rows = self._ask(query, source, len(self._config.discovery.queries), {"sbid": sbid}, evidence)
-            row = choose_enrichment_row(query.name, sbid, rows, rules=self._rules)
+            row = choose_enrichment_row(query.name, sbid, rows, rules=self.rules)
             if row is not None:
                 found[sbid] = row
         return found
@@ -131,22 +112,42 @@ class SourceLook:
         source: str,
         index: int,
         extra: dict[str, JsonValue],
-        evidence: list[Evidence],
+        evidence: list[JsonValue],
     ) -> list[dict[str, JsonValue]]:
         context = {**template_context(self._config, source, index), **extra}
         answer = self._archives.get(self._config, query.adapter).query(render(query.template, context))
-        evidence.append(answer.evidence)
+        evidence.append(answer.evidence.as_dict())
         return answer.rows
 
-    def _signed(
+    def signed(
         self,
         source: str,
         began_at: datetime,
         rows: list[dict[str, JsonValue]],
         enrichments: dict[str, JsonValue],
-        evidence: list[Evidence],
+        evidence: list[JsonValue],
     ) -> Look:
-        prepared = prepare_metadata(self._config, source, rows, enrichments, rules=self._rules)
+        """The look that complete answers come to.
+
+        Parameters
+        ----------
+        source
+            The source as it is registered.
+        began_at
+            Before the first of its queries.
+        rows
+            Rows of the primary query, at least one.
+        enrichments
+            By name: the rows of a further query, or ``{sbid: row}`` of an enrichment.
+        evidence
+            Of the answers.
+
+        Raises
+        ------
+        BeampipeError
+            The rows cannot be made into metadata.
+        """
+        prepared = prepare_metadata(self._config, source, rows, enrichments, rules=self.rules)
         prepared = prepared_by(self._plugins, self._config, source, rows, enrichments, prepared)
         records: list[JsonValue] = list(prepared.records)
         validate_records(records)
@@ -164,5 +165,36 @@ class SourceLook:
             group_by_sbid(records, prepared.flags),
             datasets=len(records),
             flags=dict(prepared.flags),
-            evidence=[item.as_dict() for item in evidence],
+            evidence=evidence,
         )
+
+
+def queries_of(config: ProjectConfig) -> tuple[Query, ...]:
+    """The queries of a survey, the primary one first.
+
+    Raises
+    ------
+    ConfigError
+        ``no_discovery_query``.
+    """
+    queries = tuple(config.discovery.queries)
+    if not queries:
+        raise ConfigError(
+            f"project {config.metadata.id!r} has no discovery query",
+            code="no_discovery_query",
+            hint="give discovery.queries, the first one being the primary query",
+        )
+    return queries
+
+
+def no_datasets(source: str, began_at: datetime, evidence: list[JsonValue]) -> Look:
+    """The look of a source about which a complete answer to the primary query had no rows."""
+    signature = Signature(signature_of_payload(NO_DATASETS_PAYLOAD), dict(NO_DATASETS_PAYLOAD))
+    return Look(source, began_at, signature, dict(NO_DATASETS_PAYLOAD), evidence=evidence)
+
+
+def failure_of(error: Exception) -> BeampipeError:
+    """An error as one of the project's; any other is a defect, and its message says so."""
+    if isinstance(error, BeampipeError):
+        return error
+    return BeampipeError(f"{type(error).__name__}: {error}", hint="this is a defect; please report it")

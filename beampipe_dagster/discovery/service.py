@@ -21,7 +21,9 @@ from sqlalchemy.exc import DataError
 from beampipe_dagster.clock import Clock
 from beampipe_dagster.config.project import DiscoveryAutomation, ProjectConfig
 from beampipe_dagster.discovery.archives import ArchiveProvider
+from beampipe_dagster.discovery.batch_look import BatchLook
 from beampipe_dagster.discovery.look import Look, SourceLook
+from beampipe_dagster.discovery.quarantine import DEFAULT_AFTER, is_own_failure
 from beampipe_dagster.errors import BeampipeError, ConflictError
 from beampipe_dagster.errors import DataError as InvalidMetadataError
 from beampipe_dagster.ids import Ids
@@ -104,6 +106,8 @@ class DiscoveryService:
         max_in_flight: int = 4,
         max_batches_per_tick: int = 4,
         lease_seconds: float = 60.0,
+        batching: bool = True,
+        quarantine_after: int = DEFAULT_AFTER,
     ) -> None:
         self._ledger = ledger
         self._clock = clock
@@ -113,6 +117,8 @@ class DiscoveryService:
         self._max_in_flight = max_in_flight
         self._max_batches = max_batches_per_tick
         self._lease = timedelta(seconds=lease_seconds)
+        self._batching = batching
+        self._quarantine_after = quarantine_after
 
     def tick(self, project_id: str) -> DiscoveryTick:
         """Claim what is due, within the caps, and give every claim that nobody has begun."""
@@ -199,17 +205,13 @@ class DiscoveryService:
             revision = projects.active(conn, claim.project_module)
             mine = sources.claimed_sources(conn, token)
         report.total = len(mine)
-        looker = SourceLook(
-            config=ProjectConfig.from_json(revision.spec), archives=self._archives, clock=self._clock
-        )
         with self._kept_alive(token):
-            self._look_at_all(looker, revision, mine, report, progress)
+            self._look_at_all(revision, mine, report, progress)
         self._finish(token, report)
         return report
 
     def _look_at_all(
         self,
-        looker: SourceLook,
         revision: ProjectRevision,
         mine: Sequence[Source],
         report: BatchReport,
@@ -217,17 +219,28 @@ class DiscoveryService:
     ) -> None:
         by_name = {source.source_identifier: source for source in mine}
         waiting: list[Look] = []
-        with ThreadPoolExecutor(max_workers=self._concurrency) as pool:
-            looks = [pool.submit(looker.look, name) for name in by_name]
-            for done, future in enumerate(as_completed(looks), start=1):
-                look = future.result()
-                waiting.append(look)
-                if progress is not None:
-                    progress(done, len(looks), look.source_identifier)
-                if len(waiting) >= COMMIT_CHUNK:
-                    self._commit(revision, by_name, waiting, report)
-                    waiting = []
+        for done, look in enumerate(self._looks(revision, list(by_name)), start=1):
+            waiting.append(look)
+            if progress is not None:
+                progress(done, len(by_name), look.source_identifier)
+            if len(waiting) >= COMMIT_CHUNK:
+                self._commit(revision, by_name, waiting, report)
+                waiting = []
         self._commit(revision, by_name, waiting, report)
+
+    def _looks(self, revision: ProjectRevision, names: Sequence[str]) -> Iterator[Look]:
+        """A look at each source, as they come."""
+        config = ProjectConfig.from_json(revision.spec)
+        if self._batching and len(names) > 1:
+            together = BatchLook(
+                config=config, archives=self._archives, clock=self._clock, concurrency=self._concurrency
+            )
+            yield from together.looks(names)
+            return
+        one = SourceLook(config=config, archives=self._archives, clock=self._clock)
+        with ThreadPoolExecutor(max_workers=self._concurrency) as pool:
+            for future in as_completed([pool.submit(one.look, name) for name in names]):
+                yield future.result()
 
     def _commit(
         self,
@@ -275,8 +288,7 @@ class DiscoveryService:
             "last_checked_at": look.began_at,
             "last_outcome": "no_datasets" if empty else "changed" if changed else "unchanged",
             "last_error": None,
-            "failure_count": 0,
-            "next_attempt_at": None,
+            **sources.RELEASED,
         }
         if changed:
             values.update(discovery_signature=signature, hold=None, workflow_run_pending=not empty)
@@ -369,11 +381,15 @@ class DiscoveryService:
         now = self._clock.now()
         failures = source.failure_count + 1
         wait = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(failures - 1, 10))
+        own = source.own_failure_count + is_own_failure(error)
+        quarantined = own > source.own_failure_count and own >= self._quarantine_after
         values: dict[str, object] = {
             "last_outcome": "timeout" if error.code == "archive_timeout" else "error",
             "last_error": error.as_dict(),
             "failure_count": failures,
-            "next_attempt_at": now + timedelta(seconds=wait),
+            "own_failure_count": own,
+            "next_attempt_at": None if quarantined else now + timedelta(seconds=wait),
+            "quarantined_at": now if quarantined else None,
         }
         if not sources.settle(conn, source.id, report.token, values, now=now):
             report.lost.append(source.source_identifier)
@@ -383,6 +399,8 @@ class DiscoveryService:
         duration = int((now - look.began_at).total_seconds() * 1000)
         payload = {**error.as_dict(), "duration_ms": duration, "claim_token": report.token}
         self._event(conn, source, report, kind, payload)
+        if quarantined:
+            self._event(conn, source, report, "discovery.quarantined", {**error.as_dict(), "failures": own})
 
     def _event(
         self,

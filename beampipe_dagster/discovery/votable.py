@@ -32,6 +32,7 @@ SHOWN = 300
 # A service must not make us fetch further URLs, or files of this machine.
 _REMOTE_STREAM = re.compile(rb"<(?:\w+:)?STREAM\b[^>]*\shref\s*=", re.IGNORECASE)
 _TAG = re.compile(r"<[^>]*>")
+_LIMITS = {"short": (-(2**15), 2**15 - 1), "int": (-(2**31), 2**31 - 1), "long": (-(2**63), 2**63 - 1)}
 
 
 class UnreadableError(Exception):
@@ -100,6 +101,7 @@ def read_result(body: bytes, *, maxrec: int) -> ResultTable:
     table = _result_table(votable, status)
     held = len(table.array)
     _check_whole(body, table, status)
+    _check_range(body, table, status)
     if held >= maxrec:
         raise UnreadableError(
             AnswerClass.OVERFLOW,
@@ -232,6 +234,25 @@ def _check_whole(body: bytes, table: Any, status: str | None) -> None:  # noqa: 
                 query_status=status,
                 rows=held,
             )
+
+
+def _check_range(body: bytes, table: Any, status: str | None) -> None:  # noqa: ANN401  # no types
+    """Refuse whole numbers that do not fit their column's type: the parser silently gives the type's limit."""
+    if b"TABLEDATA" not in body:
+        return
+    for field, key in zip(table.fields, table.array.dtype.names, strict=True):
+        limits = _LIMITS.get(str(field.datatype), ())
+        if field.arraysize not in {None, "1"} or not limits:
+            continue
+        held = set(table.array[key].tolist())
+        for limit in held.intersection(limits):
+            if not re.search(rb">\s*\+?%d\s*<" % limit, body):
+                raise UnreadableError(
+                    AnswerClass.MALFORMED,
+                    f"the column {field.name or field.ID!r} holds a number that is no {field.datatype}",
+                    query_status=status,
+                    rows=len(table.array),
+                )
 
 
 def _rows(table: Any) -> list[dict[str, JsonValue]]:  # noqa: ANN401  # astropy has no types

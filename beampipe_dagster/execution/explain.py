@@ -6,8 +6,9 @@ they are sent for one source.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Final
 
 from beampipe_dagster.config.canonical import JsonValue, canonical_json
@@ -62,11 +63,43 @@ class Explanation:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """How many datasets the sources have that were found to have any.
+
+    Parameters
+    ----------
+    sources
+        How many sources have datasets.
+    without
+        How many were looked at and have none.
+    low, median, high
+        Datasets of the source with the fewest, of the one in the middle, and of the one with the most.
+    """
+
+    sources: int
+    without: int
+    low: int
+    median: float
+    high: int
+
+    @classmethod
+    def of(cls, counts: Sequence[int]) -> Expected | None:
+        """From the datasets of each source that was looked at; ``None`` when there is none."""
+        some = [count for count in counts if count]
+        if not counts:
+            return None
+        if not some:
+            return cls(0, len(counts), 0, 0, 0)
+        return cls(len(some), len(counts) - len(some), min(some), median(some), max(some))
+
+
 def explain(
     config: ProjectConfig,
     profile: DeploymentProfile | None = None,
     *,
     source_identifier: str = EXAMPLE_SOURCE,
+    expected: Expected | None = None,
 ) -> Explanation:
     """Say what a survey does.
 
@@ -78,11 +111,13 @@ def explain(
         Where it runs; without one only the profile's name is said.
     source_identifier
         The source that is filled into the queries.
+    expected
+        What stored metadata say about the number of datasets; ``None`` when nothing is stored.
     """
     parts = (
         ("Archives", _archives(config)),
         ("Queries", _queries(config, source_identifier)),
-        ("Datasets", _datasets(config)),
+        ("Datasets", _datasets(config, expected)),
         ("Readiness", _readiness(config)),
         ("Signature", _signature(config)),
         ("Graph", _graph(config)),
@@ -156,13 +191,14 @@ def _filled(config: ProjectConfig, query: Query, source: str, index: int, **more
         yield f"    {line.strip()}"
 
 
-def _datasets(config: ProjectConfig) -> Iterator[str]:
+def _datasets(config: ProjectConfig, expected: Expected | None) -> Iterator[str]:
     prepare = _prepare(config)
     primary = config.discovery.queries[0].name if config.discovery.queries else "the first query"
     yield (
         f"Each row of {primary} is a dataset. It needs a scheduling block (sbid), and a dataset_id or a "
         "visibility_filename."
     )
+    yield _how_many(expected)
     for target, mapping in sorted(prepare.field_map.items()):
         yield f"{target} is {_origin(mapping)}."
     yield "All other columns are kept under their own names, in lower case."
@@ -173,6 +209,22 @@ def _datasets(config: ProjectConfig) -> Iterator[str]:
         if query.name in FLAG_SOURCES:
             yield f"{query.name} gives ra_string, dec_string and vsys, from its first row."
     yield from _plugins(config)
+
+
+def _how_many(expected: Expected | None) -> str:
+    if expected is None:
+        return "How many rows to expect is not known yet: no source has stored metadata."
+    sources = "1 source" if expected.without == 1 else f"{expected.without:,} sources"
+    none = f"; {sources} had none" if expected.without else ""
+    if not expected.sources:
+        return f"No source had a row so far{none}."
+    sources = "1 source" if expected.sources == 1 else f"{expected.sources:,} sources"
+    if expected.low == expected.high:
+        return f"Expect {expected.low:,} rows a source: so many had each of {sources}{none}."
+    return (
+        f"Expect {expected.low:,} to {expected.high:,} rows a source, in the median {expected.median:,g}, as "
+        f"{sources} had{none}."
+    )
 
 
 def _plugins(config: ProjectConfig) -> Iterator[str]:

@@ -19,10 +19,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import ipaddress
-import os
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -42,7 +41,6 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolver: TypeAlias = Callable[[str, int], Sequence[str]]
 
 _PORTS: Final = {"http": 80, "https": 443}
-_TRUE: Final = frozenset({"true", "1", "yes", "y", "on"})
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -91,12 +89,6 @@ class GraphFetcher:
         self._total_seconds = total_seconds
         self._max_bytes = max_bytes
         self._resolve = resolver
-
-    @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> GraphFetcher:
-        """A fetcher as the environment says (:data:`ALLOW_PRIVATE`)."""
-        env = os.environ if environ is None else environ
-        return cls(allow_private=env.get(ALLOW_PRIVATE, "").strip().lower() in _TRUE)
 
     def fetch(self, url: str, *, sha256: str | None) -> bytes:
         """The bytes behind a URL, which have the given SHA-256.

@@ -84,13 +84,18 @@ class Finding:
         return out
 
 
-def lint(graph: JsonObject, *, patched_names: Collection[str] = ()) -> list[Finding]:
+def lint(
+    graph: JsonObject, *, source: JsonObject | None = None, patched_names: Collection[str] = ()
+) -> list[Finding]:
     """Look at a logical graph.
 
     Parameters
     ----------
     graph
         Logical graph in EAGLE's format.
+    source
+        The graph as it was before it got its manifest, where ``graph`` has one: the manifest comes with a
+        configuration of its own, which only replaces one that the survey's graph had.
     patched_names
         Names of the nodes that the survey's ``graph_patches`` reach.
 
@@ -107,7 +112,7 @@ def lint(graph: JsonObject, *, patched_names: Collection[str] = ()) -> list[Find
         *_about_links(nodes),
         *_about_copies(nodes),
         *_about_roots(nodes),
-        *_about_manifest(nodes),
+        *_about_manifest(nodes, graph if source is None else source),
         *_about_patches(nodes, patched_names),
     ]
     if not any(finding.severity is Severity.ERROR for finding in findings):
@@ -312,7 +317,7 @@ def _about_roots(nodes: _Nodes) -> Iterator[Finding]:
         yield _error("no_roots", "No node starts without an input; the session would run for ever.")
 
 
-def _about_manifest(nodes: _Nodes) -> Iterator[Finding]:
+def _about_manifest(nodes: _Nodes, source: JsonObject) -> Iterator[Finding]:
     if find_ingest(nodes.graph) is None:
         yield _warning(
             "no_manifest_node",
@@ -320,7 +325,7 @@ def _about_manifest(nodes: _Nodes) -> Iterator[Finding]:
             " without a manifest.",
         )
         return
-    active = nodes.graph.get("activeGraphConfigId")
+    active = source.get("activeGraphConfigId")
     if isinstance(active, str) and active:
         yield _warning(
             "active_configuration_replaced",

@@ -14,12 +14,14 @@ from beampipe_dagster.config.diagnostics import Diagnostic, Severity
 from beampipe_dagster.config.profile import DeploymentProfile, load_profile
 from beampipe_dagster.config.project import ProjectConfig
 from beampipe_dagster.config.validation import load_project, project_advice, validate_project
+from beampipe_dagster.config.yaml_loader import load_yaml
 from beampipe_dagster.errors import ConfigError, InputError
 from beampipe_dagster.execution.graph import MAX_GRAPH_BYTES, parse_graph
 from beampipe_dagster.execution.graph_fetch import GraphFetcher
 from beampipe_dagster.execution.graph_lint import Finding
 from beampipe_dagster.execution.patch_check import check_patches, refuse_errors
 from beampipe_dagster.execution.plugins import Plugins
+from beampipe_dagster.execution.profile_check import check_profile, refuse_unknown
 from beampipe_dagster.ids import Ids
 from beampipe_dagster.ledger import executions, profiles, projects, provenance
 from beampipe_dagster.ledger.engine import Ledger, queue
@@ -61,7 +63,7 @@ class ProjectService:
     home
         Where graphs are looked for beside the project file's own directory.
     fetcher
-        Fetches graphs that are given by URL; by default as the environment allows.
+        Fetches graphs that are given by URL; by default from public addresses only.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class ProjectService:
         self._clock = clock
         self._ids = ids
         self._home = home
-        self._fetcher = fetcher or GraphFetcher.from_env()
+        self._fetcher = fetcher or GraphFetcher()
 
     def add_project(self, path: Path, *, actor: str) -> AddedProject:
         """Validate a survey's YAML, read its graph, and make it the active revision.
@@ -81,14 +83,17 @@ class ProjectService:
         Raises
         ------
         ConfigError
-            ``invalid_project`` with every diagnostic, ``graph_unreadable``, ``plugin_missing`` …; nothing is
-            stored.
+            ``invalid_project`` with every diagnostic, ``profile_not_found``, ``graph_unreadable``,
+            ``plugin_missing`` …; nothing is stored.
         GraphError
             The graph cannot be had, is not the pinned one, or the patches do not fit it; nothing is stored.
         """
         text = read_text(path, what="project")
         config = load_project(text, name=str(path))
         Plugins().of(config)  # a plug-in that is not there would keep every source from being looked at
+        with self._ledger.read() as conn:
+            about_profile = check_profile(conn, config, load_yaml(text, name=str(path)))
+        refuse_unknown(about_profile, name=str(path))
         raw = self.graph_bytes(config, path)
         findings = checked_graph(config, raw)
         now = self._clock.now()
@@ -96,7 +101,7 @@ class ProjectService:
             queue(conn, "project_configs")
             known = projects.find_active(conn, config.metadata.id)
             if known is not None and known.spec_sha256 == config.spec_sha256:
-                advice = project_advice(text, name=str(path))
+                advice = project_advice(text, name=str(path)) + about_profile
                 return AddedProject(known, changed=False, warnings=advice, findings=findings)
             graph_sha256 = (
                 projects.put_graph(conn, raw, name=_graph_name(config), now=now) if raw is not None else None
@@ -111,7 +116,7 @@ class ProjectService:
                 graph_sha256=graph_sha256,
                 now=now,
             )
-            warnings = against_active(text, name=str(path), known=known)
+            warnings = against_active(text, name=str(path), known=known) + about_profile
             warnings += in_flight_pins(conn, revision.project_id, revision.id)
             event = provenance.Event(
                 event_type="config.activated",
@@ -233,15 +238,15 @@ def in_flight_pins(conn: Connection, project_id: str, revision_id: str) -> tuple
     )
 
 
-def read_text(path: Path, *, what: str) -> str:
-    """A configuration file's text.
+def read_text(path: Path, *, what: str, limit: int = FILE_LIMIT) -> str:
+    """A configuration file's text, of at most ``limit`` bytes.
 
     Raises
     ------
     InputError
         ``file_unreadable``, ``file_too_large``, ``file_not_text``.
     """
-    raw = _bounded_bytes(path, FILE_LIMIT, what=what)
+    raw = _bounded_bytes(path, limit, what=what)
     try:
         return raw.decode()
     except UnicodeDecodeError as error:

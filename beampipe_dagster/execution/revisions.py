@@ -6,7 +6,7 @@ event; executions that are on their way keep the revision that they were admitte
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -19,15 +19,16 @@ from beampipe_dagster.config.profile import DeploymentProfile
 from beampipe_dagster.config.project import ProjectConfig
 from beampipe_dagster.config.validation import load_project
 from beampipe_dagster.errors import BeampipeError, ConfigError, ConflictError, GraphError, NotFoundError
-from beampipe_dagster.execution.explain import EXAMPLE_SOURCE, Explanation
+from beampipe_dagster.execution.explain import EXAMPLE_SOURCE, Expected, Explanation
 from beampipe_dagster.execution.explain import explain as explain_config
 from beampipe_dagster.execution.graph import diff_graphs, parse_graph
 from beampipe_dagster.execution.impact import Impact, impact_of
 from beampipe_dagster.execution.plugins import Plugins
+from beampipe_dagster.execution.profile_check import check_profile, named_profile
 from beampipe_dagster.execution.projects import checked_graph, in_flight_pins, read_text
 from beampipe_dagster.execution.revision_diff import Change, ConfigDiff, Effect, diff_configs
 from beampipe_dagster.ids import Ids
-from beampipe_dagster.ledger import executions, profiles, projects, provenance, sources
+from beampipe_dagster.ledger import archive, executions, profiles, projects, provenance, sources
 from beampipe_dagster.ledger.engine import Ledger, queue
 from beampipe_dagster.ledger.projects import ProjectRevision
 
@@ -163,6 +164,10 @@ class RevisionService:
             checked_graph(config, raw)
             revision = projects.make_active(conn, chosen)
             warnings = _signature_warnings(previous, config) + in_flight_pins(conn, project_id, revision.id)
+            # The way back stays open: executions wait for a profile that is not there, and say so.
+            warnings += tuple(
+                replace(item, severity=Severity.WARNING) for item in check_profile(conn, config)
+            )
             event = provenance.Event(
                 event_type=ACTIVATED,
                 project_module=project_id,
@@ -301,15 +306,18 @@ class RevisionService:
             config = _config(revision)
             profile = _profile(conn, config)
             registered = sources.listing(conn, project_id, limit=1)
+            expected = Expected.of(archive.dataset_counts(conn, project_id))
         example = source_identifier or (registered[0].source_identifier if registered else EXAMPLE_SOURCE)
-        return explain_config(config, profile, source_identifier=example)
+        return explain_config(config, profile, source_identifier=example, expected=expected)
 
     def explain_file(self, path: Path, *, source_identifier: str | None = None) -> Explanation:
         """A project file in plain words; it need not be added."""
         config = load_project(read_text(path, what="project"), name=str(path))
         with self._ledger.read() as conn:
             profile = _profile(conn, config)
-        return explain_config(config, profile, source_identifier=source_identifier or EXAMPLE_SOURCE)
+            expected = Expected.of(archive.dataset_counts(conn, config.metadata.id))
+        example = source_identifier or EXAMPLE_SOURCE
+        return explain_config(config, profile, source_identifier=example, expected=expected)
 
 
 def revision_dict(revision: ProjectRevision) -> JsonObject:
@@ -337,13 +345,8 @@ def _config(revision: ProjectRevision) -> ProjectConfig:
 
 
 def _profile(conn: Connection, config: ProjectConfig) -> DeploymentProfile | None:
-    execution = config.automation.execution
     try:
-        stored = profiles.resolve(
-            conn,
-            name=execution.deployment_profile_name if execution else None,
-            project_module=config.metadata.id,
-        )
+        stored = profiles.resolve(conn, name=named_profile(config), project_module=config.metadata.id)
         return DeploymentProfile.from_snapshot(stored.spec)
     except BeampipeError:  # an explanation does without
         return None

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from beampipe_dagster.config.canonical import JsonValue
+    from beampipe_dagster.config.project import ProjectConfig
 
 Selection: TypeAlias = "dict[str, tuple[str, ...] | None]"
 """By source identifier: the scheduling blocks that were selected, sorted; ``None`` for all of them."""
@@ -124,6 +125,36 @@ def select_datasets(
     return frozenset(found)
 
 
+def datasets_of(records: Iterable[JsonValue]) -> frozenset[Dataset]:
+    """The datasets that records are about, where each is about one of its own.
+
+    Raises
+    ------
+    DataError
+        ``dataset_identity_missing``, ``dataset_duplicate``.
+    """
+    found: set[Dataset] = set()
+    for record in records:
+        _add(found, _identity(record), "dataset_duplicate")
+    return frozenset(found)
+
+
+def tells_datasets_apart(config: ProjectConfig) -> bool:
+    """Whether the datasets of a survey's manifests still say which they are.
+
+    Not so when the signature leaves their identity out, or when ``dataset_template`` does: then a manifest
+    cannot be compared with what was selected.
+    """
+    kept = {"source_identifier", "sbid", "dataset_id", "visibility_filename"}
+    kept -= set(config.signature_options.exclude_fields)
+    manifest = config.manifest
+    if manifest is not None and manifest.expand_from == "metadata" and manifest.dataset_template is not None:
+        kept &= manifest.dataset_template.keys()
+    return {"source_identifier", "sbid"} <= kept and not kept.isdisjoint(
+        {"dataset_id", "visibility_filename"}
+    )
+
+
 def check_staged(
     records: Iterable[JsonValue], skipped: Collection[str], expected: Collection[Dataset]
 ) -> None:
@@ -149,10 +180,7 @@ def check_staged(
         raise _changed(
             "staging_skipped_selected_sbids", f"staging left out the selected SBIDs {', '.join(lost)}"
         )
-    found: set[Dataset] = set()
-    for record in records:
-        _add(found, _identity(record), "dataset_duplicate")
-    _same(found, expected, code="staging_changed_scope", what="staging")
+    _same(datasets_of(records), expected, code="staging_changed_scope", what="staging")
 
 
 def check_manifest(manifest: JsonValue, expected: Collection[Dataset]) -> None:

@@ -44,6 +44,7 @@ from beampipe_dagster.execution.manifest import OVERRIDES, build_manifest, embed
 from beampipe_dagster.execution.outcome import finish
 from beampipe_dagster.execution.patch_check import check_overrides, refuse_errors
 from beampipe_dagster.execution.plugins import Plugins, through_plugins
+from beampipe_dagster.execution.scope import check_manifest, datasets_of, tells_datasets_apart
 from beampipe_dagster.ids import Ids
 from beampipe_dagster.ledger import archive, artifacts, executions, fsm, projects, provenance
 from beampipe_dagster.ledger.artifacts import Artifact
@@ -110,6 +111,8 @@ class ExecutionSteps:
                 records = _records(conn, execution)
             manifest = build_manifest(config, records)
             manifest = through_plugins(config, records, manifest, Plugins().of(config))
+            if tells_datasets_apart(config):
+                check_manifest(manifest, datasets_of(records))
             with self.ledger.begin() as conn:
                 artifact = artifacts.put(
                     conn,
@@ -170,7 +173,7 @@ class ExecutionSteps:
     def _keep_graph(
         self, execution: Execution, graph: dict[str, Any], prepared: PreparedGraph, checked: list[Finding]
     ) -> StepReport:
-        findings = _findings([*checked, *lint(prepared.graph)])
+        findings = _findings([*checked, *lint(prepared.graph, source=graph)])
         facts: dict[str, JsonValue] = {
             "nodes": prepared.node_count,
             "diff": prepared.diff,

@@ -37,8 +37,12 @@ def session_id(execution: Execution, attempt: int) -> str:
 
     DALiuGE takes only letters, digits, dots and dashes for granted in a session's name.
     """
-    created = execution.created_at.strftime("%Y-%m-%dT%H-%M-%S")
-    return f"BeampipeExecution-{execution.id}-{created}-a{attempt}"
+    return session_pattern(execution.id, execution.created_at.strftime("%Y-%m-%dT%H-%M-%S"), str(attempt))
+
+
+def session_pattern(execution_id: str, created: str, attempt: str) -> str:
+    """How a session's name is made of its parts, which may be placeholders."""
+    return f"BeampipeExecution-{execution_id}-{created}-a{attempt}"
 
 
 class Submission:

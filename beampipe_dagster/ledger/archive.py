@@ -14,7 +14,7 @@ from beampipe_dagster.errors import NotFoundError
 from beampipe_dagster.ids import Ids
 from beampipe_dagster.ledger.rows import to_value
 from beampipe_dagster.ledger.sources import chunks
-from beampipe_dagster.ledger.tables import archive_metadata, discovery_signatures
+from beampipe_dagster.ledger.tables import archive_metadata, discovery_signatures, source_registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,3 +159,22 @@ def change_for(
             hint="ask for a new discovery: beampipe source discover",
         )
     return to_value(SignatureChange, row)
+
+
+def dataset_counts(conn: Connection, project_module: str) -> list[int]:
+    """How many datasets the current signature of each source covers; 0 for those that have none."""
+    columns, registry = discovery_signatures.c, source_registry.c
+    # A signature that came back has several changes, which all say the same.
+    rows = conn.execute(
+        sa.select(sa.func.max(columns.dataset_count))
+        .join_from(
+            discovery_signatures,
+            source_registry,
+            (registry.project_module == columns.project_module)
+            & (registry.source_identifier == columns.source_identifier)
+            & (registry.discovery_signature == columns.signature),
+        )
+        .where(columns.project_module == project_module)
+        .group_by(columns.source_identifier)
+    )
+    return [int(count) for count in rows.scalars()]

@@ -354,6 +354,8 @@ def move(
     columns: dict[str, Any] = {
         name: value.value if isinstance(value, StrEnum) else value for name, value in (values or {}).items()
     }
+    if patch is not None and patch.clear_error:
+        columns.setdefault("last_error_code", None)
     phase = columns.get("control_phase")
     if after.status in TERMINAL and execution.status not in TERMINAL:
         columns["control_phase"] = phase = ControlPhase.TERMINAL.value

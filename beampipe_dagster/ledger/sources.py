@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from beampipe_dagster.config.canonical import JsonValue
 from beampipe_dagster.errors import NotFoundError
-from beampipe_dagster.ids import Ids
-from beampipe_dagster.ledger.engine import queue
 from beampipe_dagster.ledger.rows import to_value
 from beampipe_dagster.ledger.tables import discovery_claims, source_registry
 
 IN_CHUNK = 500
 """Identifiers a statement; SQLite's limit on bound values is 32,766, PostgreSQL plans long lists slowly."""
+
+RELEASED: Final = {
+    "next_attempt_at": None,
+    "failure_count": 0,
+    "own_failure_count": 0,
+    "quarantined_at": None,
+}
+"""Columns of a source whose failures are forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,8 @@ class Source:
     workflow_run_pending: bool
     workflow_run_pending_at: datetime | None
     hold: dict[str, JsonValue] | None
+    own_failure_count: int = 0
+    quarantined_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,75 +87,6 @@ class DiscoveryClaim:
 def chunks(items: Sequence[str], size: int = IN_CHUNK) -> list[Sequence[str]]:
     """``items`` in pieces that fit into one statement."""
     return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def upsert(
-    conn: Connection, project_module: str, new: Sequence[NewSource], *, ids: Ids, now: datetime
-) -> tuple[list[str], list[str]]:
-    """Register sources; known ones get the new flags and positions. Processes queue here.
-
-    Returns
-    -------
-    tuple
-        Identifiers that were added, and identifiers that were known.
-    """
-    queue(conn, f"source_registry:{project_module}")
-    new = sorted(new, key=lambda source: source.source_identifier)  # one order of locks for everybody
-    known = {
-        source.source_identifier
-        for source in by_identifiers(conn, project_module, [source.source_identifier for source in new])
-    }
-    added = [source for source in new if source.source_identifier not in known]
-    if added:
-        conn.execute(
-            sa.insert(source_registry),
-            [
-                {
-                    "id": ids.new(),
-                    "project_module": project_module,
-                    "source_identifier": source.source_identifier,
-                    "enabled": source.enabled,
-                    "ra_deg": source.ra_deg,
-                    "dec_deg": source.dec_deg,
-                    "stale_after_hours": source.stale_after_hours,
-                    "created_at": now,
-                    "updated_at": now,
-                }
-                for source in added
-            ],
-        )
-    again = [source for source in new if source.source_identifier in known]
-    if again:
-        conn.execute(
-            sa.update(source_registry)
-            .where(
-                source_registry.c.project_module == project_module,
-                source_registry.c.source_identifier == sa.bindparam("identifier"),
-            )
-            .values(
-                enabled=sa.bindparam("set_enabled"),
-                ra_deg=sa.func.coalesce(sa.bindparam("set_ra"), source_registry.c.ra_deg),
-                dec_deg=sa.func.coalesce(sa.bindparam("set_dec"), source_registry.c.dec_deg),
-                stale_after_hours=sa.func.coalesce(
-                    sa.bindparam("set_stale", type_=sa.Integer), source_registry.c.stale_after_hours
-                ),
-                updated_at=now,
-            ),
-            [
-                {
-                    "identifier": source.source_identifier,
-                    "set_enabled": source.enabled,
-                    "set_ra": source.ra_deg,
-                    "set_dec": source.dec_deg,
-                    "set_stale": source.stale_after_hours,
-                }
-                for source in again
-            ],
-        )
-    return (
-        [source.source_identifier for source in added],
-        [source.source_identifier for source in again],
-    )
 
 
 def by_identifiers(conn: Connection, project_module: str, identifiers: Sequence[str]) -> list[Source]:
@@ -198,7 +138,7 @@ def listing(
 
 
 def counts(conn: Connection, project_module: str) -> dict[str, int]:
-    """How many sources are registered, enabled, checked, pending, held, claimed, and how each last look ended."""
+    """How many sources are registered, enabled, checked, pending, held, claimed, quarantined, by last outcome."""
     columns = source_registry.c
     row = conn.execute(
         sa.select(
@@ -208,6 +148,7 @@ def counts(conn: Connection, project_module: str) -> dict[str, int]:
             sa.func.count(sa.case((columns.workflow_run_pending, 1))).label("pending"),
             sa.func.count(sa.case((columns.hold.is_not(None), 1))).label("held"),
             sa.func.count(columns.discovery_claim_token).label("in_discovery"),
+            sa.func.count(columns.quarantined_at).label("quarantined"),
         ).where(columns.project_module == project_module)
     ).one()
     outcomes = conn.execute(
@@ -221,7 +162,7 @@ def counts(conn: Connection, project_module: str) -> dict[str, int]:
 def mark_for_discovery(
     conn: Connection, project_module: str, identifiers: Sequence[str] | None, *, now: datetime
 ) -> int:
-    """Make enabled sources due at once; their number.
+    """Make enabled sources due at once, also quarantined ones; their number.
 
     The request has a time of its own: a batch whose query began before it does not answer it.
     """
@@ -237,7 +178,7 @@ def mark_for_discovery(
         total += conn.execute(
             sa.update(source_registry)
             .where(columns.id.in_(wanted))
-            .values(discovery_requested_at=now, next_attempt_at=None, failure_count=0, updated_at=now)
+            .values(discovery_requested_at=now, updated_at=now, **RELEASED)
         ).rowcount
     return total
 
@@ -255,8 +196,8 @@ def claim_due(
     """Claim up to ``limit`` due sources for one batch, the longest untouched first.
 
     Due is an enabled source without a live claim, whose last complete answer is older than its own (else the
-    survey's) ``stale_after_hours``, and which is not backing off after a failure. The oldest attempt comes
-    first, so that sources that fail never starve the rest.
+    survey's) ``stale_after_hours``, and which is neither quarantined nor backing off after a failure. The
+    oldest attempt comes first, so that sources that fail never starve the rest.
     """
     columns = source_registry.c
     stale_hours = sa.func.coalesce(columns.stale_after_hours, stale_after_hours)
@@ -265,6 +206,7 @@ def claim_due(
         .where(
             columns.project_module == project_module,
             columns.enabled,
+            columns.quarantined_at.is_(None),
             sa.or_(columns.discovery_claim_token.is_(None), columns.discovery_claim_expires_at <= now),
             sa.or_(columns.next_attempt_at.is_(None), columns.next_attempt_at <= now),
             sa.or_(

@@ -119,6 +119,8 @@ source_registry = sa.Table(
     sa.Column("workflow_run_pending", sa.Boolean, nullable=False, server_default=sa.text("false")),
     sa.Column("workflow_run_pending_at", UtcDateTime),
     sa.Column("hold", Json),
+    sa.Column("own_failure_count", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("quarantined_at", UtcDateTime),
     sa.UniqueConstraint("project_module", "source_identifier"),
     sa.Index("ix_source_registry_due", "project_module", "enabled", "last_checked_at"),
     sa.Index("ix_source_registry_claim", "discovery_claim_token"),

@@ -31,6 +31,7 @@ from sqlalchemy.engine import Connection
 
 from beampipe_dagster.clock import Clock, SystemClock
 from beampipe_dagster.config.settings import Settings
+from beampipe_dagster.discovery.health import dependencies_up
 from beampipe_dagster.errors import BeampipeError
 from beampipe_dagster.ledger import outbox
 from beampipe_dagster.ledger.engine import Ledger
@@ -90,6 +91,7 @@ class LedgerCollector(Collector):
                     *_terminal(conn),
                     _durations(conn),
                     _discovery(conn),
+                    _dependencies(conn, self._clock),
                     *self._outbox(conn),
                 ]
         except BeampipeError:
@@ -104,6 +106,11 @@ class LedgerCollector(Collector):
         )
         held = GaugeMetricFamily(
             "beampipe_sources_held", "Sources that are held back.", labels=["project_module", "reason"]
+        )
+        quarantined = GaugeMetricFamily(
+            "beampipe_sources_quarantined",
+            "Sources that are not asked about until an operator asks.",
+            labels=["project_module"],
         )
         pending = GaugeMetricFamily(
             "beampipe_workflow_pending_sources",
@@ -123,10 +130,12 @@ class LedgerCollector(Collector):
                 sa.func.count(),
                 sa.func.count(sa.case((columns.workflow_run_pending, 1))),
                 sa.func.min(sa.case((columns.workflow_run_pending, columns.workflow_run_pending_at))),
+                sa.func.count(columns.quarantined_at),
             ).group_by(columns.project_module)
         )
-        for project, number, waiting, since in rows:
+        for project, number, waiting, since, aside in rows:
             registered.add_metric([project], number)
+            quarantined.add_metric([project], aside)
             pending.add_metric([project], waiting)
             age.add_metric([project], (now - since).total_seconds() if since else 0.0)
         reason = columns.hold["code"].as_string()
@@ -136,7 +145,7 @@ class LedgerCollector(Collector):
             .group_by(columns.project_module, reason)
         ):
             held.add_metric([project, code or "unknown"], number)
-        return [registered, held, pending, age]
+        return [registered, held, quarantined, pending, age]
 
     def _executions(self, conn: Connection) -> list[Metric]:
         active = GaugeMetricFamily(
@@ -253,6 +262,17 @@ def _discovery(conn: Connection) -> Metric:
     ):
         looks.add_metric([project, _DISCOVERY_OUTCOMES[kind]], number)
     return looks
+
+
+def _dependencies(conn: Connection, clock: Clock) -> Metric:
+    up = GaugeMetricFamily(
+        "beampipe_dependency_up",
+        "Whether an archive answered the looks of the last hour; absent when none says anything about it.",
+        labels=["dependency"],
+    )
+    for name, is_up in dependencies_up(conn, now=clock.now()).items():
+        up.add_metric([name], float(is_up))
+    return up
 
 
 def _version() -> str:

@@ -95,8 +95,8 @@ def seed(options: UpOptions) -> None:
         )
     platform = platform_of(options)
     demo = load_demo()
+    platform.projects.put_profile(local_profile(options))  # the survey names it
     platform.projects.add_project(FILES / "wallaby_demo.yaml", actor=ACTOR)
-    platform.projects.put_profile(local_profile(options))
     names = [source.source_identifier for source in demo.sources]
     with platform.ledger.read() as conn:
         known = {row.source_identifier for row in sources.by_identifiers(conn, demo.survey, names)}

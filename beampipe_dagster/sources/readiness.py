@@ -25,13 +25,14 @@ class Blocker:
 
 HINTS: Final = {
     "source_not_registered": "register it: beampipe source register",
-    "source_disabled": "enable it: register it again without --disabled",
+    "source_disabled": "enable it: beampipe source enable",
     "discovery_never_ran": "wait for the next discovery, or ask for it: beampipe source discover",
     "discovery_signature_missing": "wait for the next discovery, or ask for it: beampipe source discover",
     "discovery_in_progress": "it goes on by itself when the discovery has ended",
     "no_archive_metadata": "no scheduling block of the requested scope has metadata; check the SBIDs",
     "no_datasets": "the archive holds nothing for it yet; it goes on when something is deposited",
     "discovery_flags_failed": "the archives must answer what the flags ask for; it goes on when they do",
+    "signature_already_executed": "nothing is to be done; new data in the archive make a new signature",
 }
 
 
@@ -88,6 +89,45 @@ def blocker(  # noqa: PLR0911  # one return a rule, in the order of the rules
     if failed:
         return _blocker("discovery_flags_failed", f"readiness flags do not pass: {', '.join(failed)}")
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """A source's readiness at a glance.
+
+    Attributes
+    ----------
+    ready
+        Whether an execution of its current signature would be admitted, caps aside.
+    discovery_complete
+        The archives were asked, answered completely, and nobody is asking them now.
+    signature_executed
+        An execution of the current signature was completed.
+    blockers
+        Why it is not ready: the first precondition that does not hold, and whether there is nothing new to do.
+    """
+
+    ready: bool
+    discovery_complete: bool
+    signature_executed: bool
+    blockers: tuple[Blocker, ...]
+
+
+def readiness(source: Source, metadata: Mapping[str, JsonValue]) -> Readiness:
+    """What :func:`blocker` says, and whether the current signature was executed before."""
+    signature = source.discovery_signature
+    executed = bool(signature) and signature == source.last_executed_discovery_signature
+    found = [why for why in (blocker(source, metadata),) if why is not None]
+    if executed:
+        found.append(_blocker("signature_already_executed", "its current signature was executed"))
+    return Readiness(
+        ready=not found,
+        discovery_complete=source.last_checked_at is not None
+        and bool(signature)
+        and source.discovery_claim_token is None,
+        signature_executed=executed,
+        blockers=tuple(sorted(found, key=lambda why: why.code)),
+    )
 
 
 def _datasets(document: JsonValue) -> bool:

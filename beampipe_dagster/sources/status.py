@@ -35,6 +35,8 @@ class Word(StrEnum):
     """A batch has it now."""
     DISCOVERY_FAILED = "discovery_failed"
     """The last look had no complete answer; it is looked at again by itself."""
+    QUARANTINED = "quarantined"
+    """Its looks failed too often by its own fault; it is looked at again when an operator asks."""
     NO_DATASETS = "no_datasets"
     """The archives answered completely and have nothing for it."""
     PENDING = "pending"
@@ -134,12 +136,11 @@ def _waiting(source: Source, execution: Execution | None) -> SourceState | None:
 
 
 def _looked_at(source: Source, execution: Execution | None) -> SourceState:
-    if source.last_outcome in _FAILED_LOOKS:
+    if source.quarantined_at is not None or source.last_outcome in _FAILED_LOOKS:
         error = source.last_error or {}
         message, code = error.get("message"), error.get("code")
-        return SourceState(
-            Word.DISCOVERY_FAILED, str(message) if message else None, str(code) if code else None
-        )
+        word = Word.DISCOVERY_FAILED if source.quarantined_at is None else Word.QUARANTINED
+        return SourceState(word, str(message) if message else None, str(code) if code else None)
     if source.last_checked_at is None:
         return SourceState(Word.UNCHECKED)
     if source.last_outcome == Word.NO_DATASETS:

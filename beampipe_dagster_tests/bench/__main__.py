@@ -1,4 +1,4 @@
-"""``python -m beampipe_dagster_tests.bench [NAME ...] [--json]``."""
+"""``python -m beampipe_dagster_tests.bench [NAME ...] [--json] [--sources N]``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import pkgutil
 import sys
 from collections.abc import Sequence
+from inspect import signature
 
 import beampipe_dagster_tests.bench as package
 from beampipe_dagster_tests.bench.measure import Figures
@@ -26,11 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(built())}; all by default")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+    parser.add_argument(
+        "--sources", type=int, metavar="N", help="of benchmarks that look at sources; 1000 by default"
+    )
     options = parser.parse_args(argv)
     if unknown := [name for name in options.names if name not in built()]:
         parser.error(f"there is no benchmark {unknown[0]!r}; built: {', '.join(built())}")
     names = options.names or built()
-    results = {name: measured(name) for name in names}
+    results = {name: measured(name, sources=options.sources) for name in names}
     document = results[names[0]] if len(names) == 1 else results
     if options.json:
         print(json.dumps(document, indent=2))  # noqa: T201  # a command line's output
@@ -40,9 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if all(goal["met"] for figures in results.values() for goal in figures["goals"].values()) else 1
 
 
-def measured(name: str) -> Figures:
-    """The figures of one benchmark."""
-    figures: Figures = importlib.import_module(f"{package.__name__}.bench_{name}").run()
+def measured(name: str, *, sources: int | None = None) -> Figures:
+    """The figures of one benchmark; ``sources`` is for those that can do with fewer, or more."""
+    run = importlib.import_module(f"{package.__name__}.bench_{name}").run
+    given = {"sources": sources} if sources is not None and "sources" in signature(run).parameters else {}
+    figures: Figures = run(**given)
     return figures
 
 

@@ -28,7 +28,7 @@ def run() -> Figures:
     """All figures; times in milliseconds, memory in 10^6 bytes."""
     survey, graph_file = _survey()
     text, raw = survey.read_bytes(), graph_file.read_bytes()
-    config, records = load_project(text), _records()
+    config, records = load_project(text), survey_records()
     graph = parse_graph(raw, sha256=None, name=graph_file.name)
 
     def manifest_and_patch() -> JsonObject:
@@ -103,7 +103,7 @@ def _whole_preparation(config: ProjectConfig, graph: JsonObject, records: list[J
     }
 
 
-def _records() -> list[JsonObject]:
+def survey_records() -> list[JsonObject]:
     """Records of one source, as discovery keeps them: 36 beams to a scheduling block."""
     return [_record(70_000 + number // BEAMS, number % BEAMS) for number in range(DATASETS)]
 

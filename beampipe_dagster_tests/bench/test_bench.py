@@ -28,6 +28,27 @@ def test_the_configuration_benchmark_gives_each_figure_beside_its_baseline(
     assert figures["validate_ms"] < 100
 
 
+def test_the_discovery_benchmark_compares_the_looks_of_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["discovery", "--json", "--sources", "20"])
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["equal"]
+    assert (figures["sources"], figures["sources_with_datasets"]) == (20, 20)
+    # A request and a canary for each query; alone, three queries for each source.
+    assert (figures["requests"], figures["requests_baseline"]) == (6, 60)
+    assert figures["ratio"] == pytest.approx(figures["baseline_seconds"] / figures["seconds"], rel=0.1)
+    assert figures["ms_per_source"] == pytest.approx(figures["seconds"] * 50, rel=0.1)
+
+
+def test_the_signature_benchmark_gives_rows_per_second_beside_plain_json(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main(["signature", "--json"])
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["rows_per_second"] == pytest.approx(figures["rows"] / figures["sign_ms"] * 1000, rel=0.01)
+    assert figures["ratio"] == pytest.approx(figures["sign_ms"] / figures["baseline_ms"], abs=0.01)
+    assert figures["ratio"] < 8
+
+
 def test_a_benchmark_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["nope"])

@@ -33,8 +33,8 @@ def beampipe(tmp_path: Path, migrated_sqlite: Path) -> Beampipe:
 def world(beampipe: Beampipe) -> Iterator[World]:
     """The demo survey, its profile, and sources A, B and C."""
     platform = assemble(Settings.from_env({"BEAMPIPE_HOME": str(beampipe.home)}))
-    platform.projects.add_project(DEMO / "wallaby_demo.yaml", actor="test")
     platform.projects.add_profile(DEMO / "profile.json")
+    platform.projects.add_project(DEMO / "wallaby_demo.yaml", actor="test")
     new = [NewSource(name, ra_deg=10.0, dec_deg=-20.0) for name in NAMES]
     platform.registry.register(SURVEY, new, actor="test")
     yield World(platform)

@@ -49,7 +49,7 @@ class Beampipe:
     home: Path
     columns: int = 100
 
-    def __call__(self, *args: str, env: dict[str, str] | None = None) -> Result:
+    def __call__(self, *args: str, env: dict[str, str] | None = None, stdin: str | None = None) -> Result:
         settings: dict[str, str | None] = {
             "BEAMPIPE_HOME": str(self.home),
             "BEAMPIPE_DATABASE_URL": None,
@@ -57,7 +57,7 @@ class Beampipe:
             "COLUMNS": str(self.columns),
             **(env or {}),
         }
-        return CliRunner(env=settings).invoke(root, list(args), prog_name="beampipe")
+        return CliRunner(env=settings).invoke(root, list(args), input=stdin, prog_name="beampipe")
 
     def ok(self, *args: str) -> str:
         """What it prints when it succeeds."""

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from beampipe_dagster_tests.cli.support import DEMO, Beampipe
+from beampipe_dagster_tests.cli.support import DEMO, Beampipe, World
 
 FILE = DEMO / "profile.json"
 
@@ -62,3 +62,58 @@ def test_an_unknown_profile_is_told_with_the_known_ones(beampipe: Beampipe) -> N
     beampipe.ok("profile", "add", str(FILE))
     text = beampipe.refused("profile", "show", "setonix", code="profile_not_found")
     assert "known profiles: local-daliuge" in text
+
+
+def test_validation_shows_every_problem_with_its_line(empty: Beampipe, tmp_path: Path) -> None:
+    path = _changed(tmp_path, deploy_port=0, deploy_prot=1)
+    result = empty("profile", "validate", path)
+    assert result.exit_code == 1
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith(f"{path}:1:")
+    assert "error[invalid_value]  deployment.deploy_port" in lines[0]
+    assert "warning[unknown_field]" in result.stdout
+    assert lines[-1].startswith("1 error, 1 warning: ")
+    report = empty.json("profile", "validate", path, exit_code=1)
+    assert (report["name"], report["valid"]) == ("local-daliuge", False)
+    assert [(item["path"], item["line"]) for item in (*report["errors"], *report["warnings"])] == [
+        ("deployment.deploy_port", 1),
+        ("deployment.deploy_prot", 1),
+    ]
+    assert empty.ok("profile", "validate", str(FILE)).strip() == "local-daliuge is valid"
+    assert not empty.home.exists()
+
+
+def test_a_profile_is_rendered_from_its_file_or_by_its_name(beampipe: Beampipe, world: World) -> None:
+    from_file = beampipe.json("profile", "render", str(FILE))
+    assert beampipe.json("profile", "render", "local-daliuge") == from_file
+    text = beampipe.ok("profile", "render", "local-daliuge")
+    assert "POST http://127.0.0.1:8001/api/sessions" in text
+    assert "num_partitions = 1" in text
+    world.looked_at("A")
+    execution = world.admitted("A")
+    named = beampipe.json("profile", "render", "local-daliuge", "--execution", execution.id[:30])
+    assert named["session"].startswith(f"BeampipeExecution-{execution.id}-")
+    assert named["calls"][0]["parameters"]["oid_prefix"] == execution.id
+    beampipe.refused("profile", "render", "nobody", code="profile_not_found")
+    beampipe.refused("profile", "render", str(FILE), "--execution", "ffffffff", code="execution_not_found")
+
+
+def test_a_slurm_profile_is_rendered_as_texts_that_are_not_sent(empty: Beampipe, tmp_path: Path) -> None:
+    path = tmp_path / "slurm.json"
+    deployment = {
+        "kind": "slurm_remote",
+        "login_node": "login",
+        "remote_user": "anna",
+        "account": "acct",
+        "home_dir": "/h",
+        "log_dir": "/l",
+        "dlg_root": "/d",
+        "modules": "module load $A",
+    }
+    path.write_text(json.dumps({"name": "s", "translation": {}, "deployment": deployment}))
+    text = empty.ok("profile", "render", str(path))
+    assert "does not submit to Slurm" in text
+    assert "  MODULES = module load $$A\n" in text
+    assert "  module load $A\n" in text
+    assert "  sbatch --export=" in text
+    assert empty.json("profile", "render", str(path))["slurm"]["where"] == "anna@login:22"

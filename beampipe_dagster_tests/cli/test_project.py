@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from beampipe_dagster.config.validation import validate_project
 from beampipe_dagster_tests.cli.support import DEMO, SURVEY, Beampipe, World
 
 FILE = DEMO / "wallaby_demo.yaml"
+PROFILE = DEMO / "profile.json"
 
 
 @pytest.fixture
@@ -28,8 +31,61 @@ def wrong(tmp_path: Path) -> Path:
 
 
 def test_a_valid_file_is_valid_without_a_ledger(empty: Beampipe) -> None:
-    assert empty.ok("project", "validate", str(FILE)).strip() == "wallaby_demo is valid"
+    result = empty("project", "validate", str(FILE))
+    assert (result.exit_code, result.stdout.strip()) == (0, "wallaby_demo is valid")
+    assert result.stderr.startswith(
+        "note: the profile 'local-daliuge' was not looked for: there is no ledger"
+    )
     assert not empty.home.exists()
+
+
+def test_a_profile_that_is_not_in_the_ledger_is_an_error_and_then_nothing_is_stored(
+    beampipe: Beampipe,
+) -> None:
+    result = beampipe("project", "validate", str(FILE))
+    assert result.exit_code == 1
+    assert "error[profile_not_found]" in result.stdout
+    report = beampipe.json("project", "validate", str(FILE), exit_code=1)
+    (error,) = report["errors"]
+    assert (error["path"], report["valid"]) == ("automation.execution.deployment_profile_name", False)
+    text = beampipe.refused("project", "add", str(FILE), code="profile_not_found")
+    assert f"{FILE}:{error['line']}:{error['column']}: " in text
+    assert "beampipe profile add FILE. Known profiles: none." in text
+    assert beampipe.json("project", "list") == {"projects": []}
+    beampipe.ok("profile", "add", str(PROFILE))
+    assert beampipe.ok("project", "validate", str(FILE)).strip() == "wallaby_demo is valid"
+
+
+def test_a_profile_is_only_missed_by_a_warning_while_nothing_is_executed_by_itself(
+    beampipe: Beampipe, tmp_path: Path
+) -> None:
+    shutil.copy(DEMO / "wallaby_demo.graph", tmp_path)
+    quiet = tmp_path / "quiet.yaml"
+    before, after = FILE.read_text().split("  execution:\n", 1)
+    quiet.write_text(before + "  execution:\n" + after.replace("enabled: true", "enabled: false", 1))
+    for command in ("validate", "add"):
+        (warning,) = beampipe.json("project", command, str(quiet))["warnings"]
+        assert (warning["code"], warning["severity"]) == ("profile_not_found", "warning")
+
+
+def test_a_profile_of_another_project_is_refused(beampipe: Beampipe, tmp_path: Path) -> None:
+    profile = json.loads(PROFILE.read_text()) | {"project_module": "another"}
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(profile))
+    beampipe.ok("profile", "add", str(path))
+    text = beampipe.refused("project", "add", str(FILE), code="profile_of_another_project")
+    assert "'another'" in text
+
+
+def test_advice_is_shown_with_the_other_warnings(empty: Beampipe, tmp_path: Path) -> None:
+    odd = tmp_path / "odd.yaml"
+    odd.write_text(FILE.read_text().replace("required: [casda, vizier]", "required: [casda]"))
+    text = empty.ok("project", "validate", str(odd))
+    assert "warning[adapter_not_required]" in text
+    assert text.splitlines()[-1].startswith("wallaby_demo is valid, ")
+    report = empty.json("project", "validate", str(odd))
+    assert set(report) == {"project_id", "valid", "errors", "spec_sha256", "warnings"}
+    assert {item["code"] for item in report["warnings"]} == {"adapter_not_required"}
 
 
 def test_every_problem_is_shown_with_its_place_line_and_mark(empty: Beampipe, wrong: Path) -> None:
@@ -81,6 +137,7 @@ def test_a_file_that_is_not_there_is_told(empty: Beampipe, tmp_path: Path) -> No
 
 
 def test_adding_makes_the_ledger_and_says_what_comes_next(empty: Beampipe) -> None:
+    empty.ok("profile", "add", str(PROFILE))
     text = empty.ok("project", "add", str(FILE))
     assert "wallaby_demo is at revision 1 now" in text
     assert "beampipe source register -p wallaby_demo" in text
@@ -105,6 +162,7 @@ def test_adding_a_wrong_file_shows_its_problems_and_stores_nothing(beampipe: Bea
 
 
 def test_a_graph_that_is_not_the_pinned_one_is_refused(beampipe: Beampipe, tmp_path: Path) -> None:
+    beampipe.ok("profile", "add", str(PROFILE))
     text = FILE.read_text()
     (tmp_path / "wallaby_demo.graph").write_bytes((DEMO / "wallaby_demo.graph").read_bytes() + b" ")
     (tmp_path / "survey.yaml").write_text(text)

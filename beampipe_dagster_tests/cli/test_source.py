@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from beampipe_dagster.cli.source_view import what_changed
+from beampipe_dagster.ledger import sources
 from beampipe_dagster.ledger.states import Status
 from beampipe_dagster_tests.cli.support import SURVEY, Beampipe, World
 
@@ -83,7 +85,7 @@ def test_a_survey_without_sources_is_told(beampipe: Beampipe) -> None:
 def test_registering_adds_and_asks_for_a_look(world: World, beampipe: Beampipe) -> None:
     text = beampipe.ok("source", "register", "-p", SURVEY, "D", "A")
     assert "Added 1 source to wallaby_demo: D" in text
-    assert "Changed 1 known source: A" in text
+    assert "1 source known before: A" in text
     assert "next discovery tick" in text
     with world.platform.ledger.read() as conn:
         rows = {row.source_identifier: row for row in _all(conn)}
@@ -99,7 +101,7 @@ def _all(conn: Any) -> list[Any]:
 
 def test_registering_without_a_look_asks_for_none(world: World, beampipe: Beampipe) -> None:
     answer = beampipe.json("source", "register", "-p", SURVEY, "A", "--no-discover")
-    assert (answer["updated"], answer["marked_for_discovery"]) == (["A"], 0)
+    assert (answer["known"], answer["marked_for_discovery"]) == (["A"], 0)
     with world.platform.ledger.read() as conn:
         assert all(row.discovery_requested_at is None for row in _all(conn))
 
@@ -221,3 +223,82 @@ def test_the_time_of_waiting_is_shown(world: World, beampipe: Beampipe) -> None:
 )
 def test_a_diff_is_told_in_words(diff: dict[str, Any], words: str) -> None:
     assert what_changed(diff) == words
+
+
+def test_what_is_refused_can_be_left_out(world: World, beampipe: Beampipe) -> None:
+    del world
+    beampipe.refused("source", "register", "-p", SURVEY, "D", "50%", code="invalid_identifier")
+    answer = beampipe.json("source", "register", "-p", SURVEY, "D", "50%", "--skip-refused")
+    assert (answer["added"], list(answer["refused"])) == (["D"], ["50%"])
+    assert "Refused: '50%'" in beampipe.ok("source", "register", "-p", SURVEY, "E", "50%", "--skip-refused")
+
+
+def test_sources_come_from_standard_input_as_json(world: World, beampipe: Beampipe) -> None:
+    text = '[{"source_identifier": "J1", "ra_deg": 1.5, "dec_deg": -2.0, "stale_after_hours": 6}, "J2"]'
+    result = beampipe("source", "register", "-p", SURVEY, "--file", "-", "--json", stdin=text)
+    assert json.loads(result.stdout)["added"] == ["J1", "J2"]
+    with world.platform.ledger.read() as conn:
+        row = sources.get(conn, SURVEY, "J1")
+    assert (row.ra_deg, row.dec_deg, row.stale_after_hours) == (1.5, -2.0, 6)
+
+
+def test_disabling_and_enabling_say_what_changed(world: World, beampipe: Beampipe) -> None:
+    del world
+    answer = beampipe.json("source", "disable", "-p", SURVEY, "A", "B")
+    assert (answer["disabled"], answer["unchanged"]) == (["A", "B"], [])
+    assert _states(beampipe) == {"A": "disabled", "B": "disabled", "C": "unchecked"}
+    text = beampipe.ok("source", "enable", "-p", SURVEY, "A", "C")
+    assert "Enabled 1 source of wallaby_demo: A" in text
+    assert "1 source enabled before: C" in text
+    beampipe.refused("source", "enable", "-p", SURVEY, "A", "nobody", code="source_not_registered")
+    beampipe.refused("source", "disable", "-p", SURVEY, code="usage", exit_code=2)
+    assert "disabled" in beampipe.ok("timeline", "source", "-p", SURVEY, "B")
+
+
+def test_deleting_asks_first_and_keeps_the_story(world: World, beampipe: Beampipe) -> None:
+    del world
+    asked = beampipe("source", "delete", "-p", SURVEY, "A", stdin="n\n")
+    assert asked.exit_code != 0
+    assert "Delete 1 source of wallaby_demo (A)?" in asked.output
+    beampipe.refused("source", "delete", "-p", SURVEY, "nobody", "--yes", code="source_not_registered")
+    assert len(_states(beampipe)) == 3
+    result = beampipe("source", "delete", "-p", SURVEY, "A", "--json")
+    assert json.loads(result.stdout)["error"]["code"] == "usage"
+    assert beampipe.json("source", "delete", "-p", SURVEY, "A", "--yes")["deleted"] == ["A"]
+    assert beampipe("source", "delete", "-p", SURVEY, "B", stdin="y\n").exit_code == 0
+    assert list(_states(beampipe)) == ["C"]
+
+
+def test_a_source_in_use_is_not_deleted(busy: World, beampipe: Beampipe) -> None:
+    busy.looked_at("A", datasets=3)
+    busy.admitted("A")
+    assert "A by execution" in beampipe.refused(
+        "source", "delete", "-p", SURVEY, "A", "--yes", code="source_busy"
+    )
+
+
+def test_quarantined_sources_are_among_the_failed(world: World, beampipe: Beampipe) -> None:
+    error = {"code": "invalid_metadata", "message": "no SBID"}
+    moment = world.platform.clock.now()
+    world.set_source("A", last_outcome="error", last_error=error, quarantined_at=moment)
+    assert _states(beampipe, "--failed") == {"A": "quarantined"}
+    assert "invalid_metadata: no SBID" in beampipe.ok("source", "list", "--failed")
+
+
+def test_explain_answers_in_words_and_as_json(busy: World, beampipe: Beampipe) -> None:
+    del busy
+    text = beampipe.ok("source", "explain", "-p", SURVEY, "C")
+    assert "[discovery_flags_failed]" in text
+    assert "you can" in text
+    answers = {
+        name: beampipe.json("source", "explain", "-p", SURVEY, name)["answer"]
+        for name in ("A", "B", "C", "Z")
+    }
+    assert {name: answer["code"] for name, answer in answers.items()} == {
+        "A": "signature_already_executed",
+        "B": "execution_failed",
+        "C": "discovery_flags_failed",
+        "Z": "source_not_registered",
+    }
+    assert all(answer["sentence"] and answer["next"] and answer["operator"] for answer in answers.values())
+    beampipe.refused("source", "explain", "-p", "nope", "A", code="project_not_found")

@@ -96,3 +96,44 @@ def test_what_the_registry_takes_can_be_in_a_file(
     table = _read(folder, "\n".join(["source_identifier", *names]))
     assert [item.source_identifier for item in plain] == names
     assert plain == table
+
+
+def test_a_json_list_holds_names_or_objects(tmp_path: Path) -> None:
+    found = _read(
+        tmp_path,
+        ' [{"source_identifier": "J1", "ra_deg": 199.5, "dec_deg": -21, "stale_after_hours": 6},'
+        ' "J2", {"source_identifier": "J3", "enabled": false, "ra_deg": null}]',
+    )
+    assert found == [
+        NewSource("J1", ra_deg=199.5, dec_deg=-21.0, stale_after_hours=6),
+        NewSource("J2"),
+        NewSource("J3", enabled=False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('["50%"]', ":1: '50%' cannot be a source identifier"),
+        ('["A", "A"]', ":2: 'A' is entry 1 already"),
+        ('["A", 7]', ":2: is neither a name nor an object"),
+        ('[{"source_identifier": "A", "ra": 1}]', ":1: the field 'ra' is not known"),
+        ('[{"ra_deg": 1}]', ":1: the name is missing"),
+        ('[{"source_identifier": 7}]', ":1: source_identifier is not a text"),
+        ('[{"source_identifier": "A", "enabled": 1}]', ":1: enabled of 'A' is neither true nor false"),
+        ('[{"source_identifier": "A", "stale_after_hours": 1.5}]', "'A' is not a whole number"),
+        ('[{"source_identifier": "A", "ra_deg": 1}]', "only one of ra_deg and dec_deg"),
+        ('["A"', "cannot be read as JSON"),
+    ],
+)
+def test_an_entry_that_cannot_be_used_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        _read(tmp_path, text)
+    assert caught.value.code == "invalid_source_file"
+    assert message in caught.value.message
+
+
+def test_an_empty_json_list_names_no_source(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        _read(tmp_path, "[]")
+    assert caught.value.code == "no_sources"

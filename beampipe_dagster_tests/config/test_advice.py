@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from beampipe_dagster.config.diagnostics import Severity
-from beampipe_dagster.config.validation import load_project, validate_project
+from beampipe_dagster.config.validation import load_project, project_advice, validate_project
 
 DIGITS = {
     "digits": {"kind": "extract_digits"},
@@ -154,3 +154,60 @@ def test_a_webassembly_module_is_refused(extension: dict[str, Any], errors: list
     report = validate_project(json.dumps({**text, "extension": extension}))
     assert [item.code for item in report.errors] == errors
     assert all("entry point" in str(e.hint) for e in report.errors if e.code == "wasm_unsupported")
+
+
+def advice(**discovery: Any) -> dict[str, str]:
+    """Paths of what is worth knowing by code, for a survey with these parts of `discovery`."""
+    manifest = discovery.pop("manifest", None)
+    queries = [{"name": name, "adapter": "casda", "template": "SELECT 1"} for name in ("p", "q")]
+    document: dict[str, Any] = json.loads(survey("SELECT 1"))
+    document["discovery"] = {"queries": queries, **discovery}
+    if manifest is not None:
+        document["manifest"] = manifest
+    return {item.code: item.path for item in project_advice(json.dumps(document))}
+
+
+MAPPED = {"sbid": {"from": "obs_id", "transform": "digits"}}
+
+
+def test_a_survey_that_maps_no_sbid_is_warned_about() -> None:
+    assert advice() == {"sbid_not_mapped": "discovery"}
+    place = "discovery.prepare_metadata.field_map"
+    assert advice(prepare_metadata={"field_map": {"a": {"from": "b"}}}) == {"sbid_not_mapped": place}
+    assert advice(prepare_metadata={"field_map": MAPPED}) == {}
+    assert advice(queries=[]) == {}
+
+
+@pytest.mark.parametrize(
+    ("origin", "code"),
+    [
+        ("enrichments.p", "flag_on_primary_query"),
+        ("enrichments.p.filename", "flag_on_primary_query"),
+        ("enrichments.q", None),
+        ("enrichments.q.name", None),
+        ("enrichments.e.7", None),
+        ("enrichments.qq", "flag_without_origin"),
+        ("q", "flag_without_origin"),
+        ("source_identifier", "flag_without_origin"),
+    ],
+)
+def test_a_flag_that_nothing_can_set_is_warned_about(origin: str, code: str | None) -> None:
+    found = advice(
+        enrichments=[{"name": "e", "adapter": "casda", "template": "SELECT 1"}],
+        prepare_metadata={"field_map": MAPPED, "discovery_flags": {"f": {"from": origin}}},
+    )
+    place = "discovery.prepare_metadata.discovery_flags.f.from"
+    assert found == ({} if code is None else {code: place})
+
+
+def test_a_template_that_loses_what_datasets_are_is_warned_about() -> None:
+    whole = {"source_identifier": "{source_identifier}", "sbid": "{sbid}", "dataset_id": "{dataset_id}"}
+    prepare = {"field_map": MAPPED}
+    for lost in whole:
+        template = {key: value for key, value in whole.items() if key != lost}
+        manifest = {"expand_from": "metadata", "dataset_template": template}
+        found = advice(prepare_metadata=prepare, manifest=manifest)
+        assert found == {"dataset_template_without_identity": "manifest.dataset_template"}
+        assert advice(prepare_metadata=prepare, manifest={"dataset_template": template}) == {}
+    manifest = {"expand_from": "metadata", "dataset_template": whole}
+    assert advice(prepare_metadata=prepare, manifest=manifest) == {}

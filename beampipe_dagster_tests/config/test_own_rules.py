@@ -144,7 +144,9 @@ def test_a_query_whose_archive_nothing_asks_for_is_worth_knowing() -> None:
     def advice(name: str, **more: Any) -> list[tuple[str, str]]:
         query = {"name": "q", "adapter": name, "template": "SELECT 1"}
         adapters = {"required": ["casda"], **more}
-        text = json.dumps({**BASE, "adapters": adapters, "discovery": {"queries": [query]}})
+        prepare = {"field_map": {"sbid": {"from": "obs_id"}}}
+        discovery = {"queries": [query], "prepare_metadata": prepare}
+        text = json.dumps({**BASE, "adapters": adapters, "discovery": discovery})
         return [(one.path, one.code) for one in project_advice(text)]
 
     path = "discovery.queries[0].adapter"

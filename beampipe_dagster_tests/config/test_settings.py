@@ -26,6 +26,7 @@ def test_without_variables_every_setting_has_its_default() -> None:
     assert settings.poll_interval_seconds == 5.0
     assert settings.tick_interval_seconds == 60
     assert settings.delete_sessions is False
+    assert settings.allow_private_graph_urls is False
     assert settings.log_json is False
 
 
@@ -123,3 +124,10 @@ def test_a_bad_value_is_refused_with_its_variable_its_value_and_what_is_allowed(
     assert variable in error.message
     assert value[:70] in error.message
     assert error.details["allowed"] in error.hint
+
+
+def test_private_addresses_of_graphs_are_allowed_by_a_variable_of_their_own() -> None:
+    settings = Settings.from_env({"HOME": "/h", "BEAMPIPE_ALLOW_PRIVATE_GRAPH_URLS": "yes"})
+    assert settings.allow_private_graph_urls is True
+    with pytest.raises(ConfigError, match="BEAMPIPE_ALLOW_PRIVATE_GRAPH_URLS"):
+        Settings.from_env({"HOME": "/h", "BEAMPIPE_ALLOW_PRIVATE_GRAPH_URLS": "perhaps"})

@@ -22,7 +22,7 @@ from beampipe_dagster_tests.definitions.world import SURVEY, World
 
 SNAPSHOT = Path(__file__).with_name("demo_survey.snapshot.json")
 DEMO = Path(__file__).resolve().parents[2] / "projects" / "wallaby_demo" / "wallaby_demo.yaml"
-SHARED_JOBS = {"discover_batch", "register_sources", "discover_sources"}
+SHARED_JOBS = {"discover_batch", "register_sources", "discover_sources", "set_sources_enabled"}
 CHAIN = [
     "source_registry",
     "archive_metadata",

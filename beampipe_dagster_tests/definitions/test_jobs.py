@@ -214,3 +214,17 @@ def test_every_field_of_the_launchpad_is_described() -> None:
         fields = getattr(schema.config_type, "fields", {})
         assert fields
         assert [name for name, field in fields.items() if not field.description] == []
+
+
+def test_sources_are_disabled_and_enabled_from_the_launchpad(here: World) -> None:
+    here.add_survey()
+    here.register("A1", "A2")
+    given = {"project": SURVEY, "sources": [" A1 "]}
+    assert run(here, jobs.set_sources_enabled, "set_enabled", enabled=False, **given).success
+    assert (here.source("A1").enabled, here.source("A2").enabled) == (False, True)
+    assert run(here, jobs.set_sources_enabled, "set_enabled", enabled=True, **given).success
+    assert here.source("A1").enabled
+    refused = run(
+        here, jobs.set_sources_enabled, "set_enabled", project=SURVEY, sources=["nobody"], enabled=False
+    )
+    assert not refused.success

@@ -7,6 +7,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+import sqlalchemy as sa
 from dagster._core.remote_origin import (
     RegisteredCodeLocationOrigin,
     RemoteJobOrigin,
@@ -19,6 +20,7 @@ from beampipe_dagster.execution.launch import Launch
 from beampipe_dagster.ledger import outbox, projects
 from beampipe_dagster.ledger.outbox import Message
 from beampipe_dagster.ledger.states import Status
+from beampipe_dagster.ledger.tables import daliuge_deployment_profile
 from beampipe_dagster_tests.definitions.world import SURVEY, World, keys_of
 from beampipe_dagster_tests.support.fake_daliuge import FINISHED, RUNNING
 
@@ -154,13 +156,11 @@ def test_a_tick_names_the_sources_that_are_held_and_the_reason(here: World) -> N
 
 def test_a_tick_without_a_usable_profile_says_which_one_is_missing(here: World) -> None:
     here.with_sources("A1")
-    path = here.folder / f"{SURVEY}.yaml"
-    text = path.read_text("utf-8").replace("fake-daliuge", "nowhere")
-    path.write_text(text, "utf-8")
-    here.platform.projects.add_project(path, actor="test")
+    with here.platform.ledger.begin() as conn:
+        conn.execute(sa.update(daliuge_deployment_profile).values(name="another"))
     skipped = admission(here)
     assert "nothing launched" in skipped.skip_message
-    assert "nowhere" in skipped.skip_message
+    assert "fake-daliuge" in skipped.skip_message
 
 
 def test_few_launches_get_a_run_each(here: World) -> None:

@@ -88,13 +88,14 @@ class MemoryArchive:
         return True, "in memory"
 
     def query(self, adql: str, *, maxrec: int = 20_000) -> Answer:
-        """The rows of one source."""
+        """The rows of those sources that are asked for."""
         del maxrec
-        match = re.search(r"LIKE '(.+)_SB%'", adql)
-        assert match, adql
+        asked = re.findall(r"LIKE '([^%]+)_SB%'", adql)
+        assert asked, adql
         rows: list[dict[str, JsonValue]] = [
             {"filename": name, "sbid": name.split("_SB")[1].split("_")[0]}
-            for name in self.files.get(match.group(1), [])
+            for source in asked
+            for name in self.files.get(source, [])
         ]
         evidence = Evidence(
             adapter="casda",
@@ -145,8 +146,8 @@ class World:
         path.write_text(
             _YAML.format(survey=survey, sha256=hashlib.sha256(raw).hexdigest(), profile=PROFILE), "utf-8"
         )
-        self.platform.projects.add_project(path, actor="test")
         self.platform.projects.put_profile(load_profile(self.profile_document()))
+        self.platform.projects.add_project(path, actor="test")
 
     def profile_document(self, **deployment: Any) -> dict[str, Any]:
         """The profile, pointed at the fake DALiuGE."""

@@ -385,6 +385,20 @@ def test_ticks_at_once_keep_the_caps_and_never_share_a_source(stage: Stage) -> N
     assert len(held) == len(set(held)) == 8
 
 
+def test_the_sources_of_a_batch_are_asked_for_together_unless_told_otherwise(stage: Stage) -> None:
+    for name in ("A", "B", "C"):
+        stage.archives.deposit(name, 7)
+    stage.register("A", "B", "C")
+    together = only(stage.discover())
+    assert stage.archives.batches == {"casda": 1, "vizier": 1}
+    evidence: Any = stage.told(METADATA)[0].payload["evidence"]
+    assert [item["sources"] for item in evidence] == [3, 3]
+    stage.platform.discovery._batching = False
+    alone = only(stage.request("A", "B", "C"))
+    assert stage.archives.batches == {"casda": 1, "vizier": 1}
+    assert sorted(together.changed) == sorted(alone.unchanged) == ["A", "B", "C"]
+
+
 def test_progress_is_told_source_by_source(stage: Stage) -> None:
     stage.register("A", "B")
     (claim,) = stage.platform.discovery.tick(SURVEY).claims

@@ -256,3 +256,21 @@ def test_a_services_message_is_one_short_line() -> None:
     assert error_message(b"<html><h1>Not\n found</h1></html>") == "Not found"
     assert error_message(b"") == ""
     assert len(excerpt(b"word " * 1_000)) == SHOWN
+
+
+@pytest.mark.parametrize(("kind", "largest"), [("short", 2**15 - 1), ("int", 2**31 - 1), ("long", 2**63 - 1)])
+def test_a_number_that_does_not_fit_its_column_is_refused_and_never_cut_to_the_limit(
+    kind: str, largest: int
+) -> None:
+    document = (
+        '<VOTABLE version="1.4"><RESOURCE type="results"><INFO name="QUERY_STATUS" value="OK"/><TABLE>'
+        f'<FIELD name="a" datatype="{kind}"/><DATA><TABLEDATA><TR><TD>%d</TD></TR></TABLEDATA></DATA>'
+        "</TABLE></RESOURCE></VOTABLE>"
+    )
+    for fits in (largest, -largest - 1):
+        assert read_result((document % fits).encode(), maxrec=10).rows == [{"a": str(fits)}]
+    for too_large in (largest + 1, -largest - 2):
+        with pytest.raises(UnreadableError) as caught:
+            read_result((document % too_large).encode(), maxrec=10)
+        assert caught.value.answer is AnswerClass.MALFORMED
+        assert f"that is no {kind}" in caught.value.message

@@ -212,7 +212,12 @@ def test_a_source_that_was_disabled_meanwhile_does_not_run(stage: Stage) -> None
 
 
 def test_an_unknown_profile_admits_nothing_and_never_takes_the_default(stage: Stage) -> None:
+    stage.add_profile("lokal", is_default=False)
     stage.add_survey(execution={"deployment_profile_name": "lokal"})
+    with stage.ledger.begin() as conn:
+        conn.execute(
+            sa.delete(daliuge_deployment_profile).where(daliuge_deployment_profile.c.name == "lokal")
+        )
     stage.ready("A")
     report = tick(stage)
     assert (report.admitted, report.skip_reason) == ([], "profile_not_found")

@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 
+from beampipe_dagster.config.settings import Settings
 from beampipe_dagster.errors import BeampipeError, GraphError, Retry
 from beampipe_dagster.execution.graph_fetch import ALLOW_PRIVATE, MAX_REDIRECTS, GraphFetcher, is_public
 from beampipe_dagster.execution.projects import ProjectService
 from beampipe_dagster.ids import UuidIds
-from beampipe_dagster_tests.support.platforms import Stage, ingest_graph, survey_spec
+from beampipe_dagster_tests.support.platforms import Stage, ingest_graph, make_platform, survey_spec
 
 GRAPH = json.dumps(ingest_graph()).encode()
 PIN = hashlib.sha256(GRAPH).hexdigest()
@@ -360,7 +361,8 @@ def test_which_addresses_are_public(text: str, *, public: bool) -> None:
 
 @pytest.mark.parametrize(("value", "allowed"), [("true", True), (" YES ", True), ("", False), ("no", False)])
 def test_the_environment_allows_private_addresses(server: GraphServer, value: str, *, allowed: bool) -> None:
-    fetcher = GraphFetcher.from_env({ALLOW_PRIVATE: value})
+    settings = Settings.from_env({"HOME": "/h", ALLOW_PRIVATE: value})
+    fetcher = GraphFetcher(allow_private=settings.allow_private_graph_urls)
     if allowed:
         assert fetcher.fetch(server.url(), sha256=PIN) == GRAPH
     else:
@@ -416,6 +418,30 @@ def add(stage: Stage, url: str, pin: str, fetcher: GraphFetcher, **changes: Any)
         ledger=stage.ledger, clock=stage.clock, ids=UuidIds(), home=stage.home, fetcher=fetcher
     )
     return service.add_project(path, actor="anna").changed
+
+
+def test_the_platform_fetches_from_private_addresses_only_when_a_setting_says_so(
+    stage: Stage, server: GraphServer
+) -> None:
+    other = json.dumps({**ingest_graph(), "more": 2}).encode()
+    pin = hashlib.sha256(other).hexdigest()
+    server.answers["/g.graph"] = body(other)
+    spec = survey_spec(pin)
+    spec["graph"] = {"url": server.url(), "sha256": pin}
+    path = stage.home / "by_url.yaml"
+    path.write_text(json.dumps(spec))
+    with pytest.raises(GraphError) as caught:
+        stage.platform.projects.add_project(path, actor="anna")
+    assert caught.value.code == "graph_address_refused"
+    allowing = make_platform(
+        stage.ledger,
+        home=stage.home,
+        clock=stage.clock,
+        archives=stage.archives,
+        ids=UuidIds(),
+        allow_private_graph_urls=True,
+    )
+    assert allowing.projects.add_project(path, actor="anna").changed
 
 
 def test_a_project_with_a_url_keeps_its_graph_and_never_fetches_the_same_digest_again(

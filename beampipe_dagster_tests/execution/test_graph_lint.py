@@ -143,7 +143,11 @@ def test_a_graph_without_a_manifest_node_is_only_warned_about() -> None:
 
 
 def test_an_active_configuration_that_the_manifest_displaces_is_warned_about() -> None:
-    assert codes(lint({**graph_of(), "activeGraphConfigId": "mine"})) == ["active_configuration_replaced"]
+    mine = {**graph_of(), "activeGraphConfigId": "mine"}
+    assert codes(lint(mine)) == ["active_configuration_replaced"]
+    prepared = {**graph_of(), "activeGraphConfigId": "the manifest's"}
+    assert codes(lint(prepared, source=graph_of())) == []
+    assert codes(lint(prepared, source=mine)) == ["active_configuration_replaced"]
 
 
 def test_names_that_several_nodes_share_are_warned_about_where_they_matter() -> None:

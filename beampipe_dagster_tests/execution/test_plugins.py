@@ -296,3 +296,21 @@ def test_plugins_are_named_once_and_with_a_version() -> None:
     assert (
         load_project(json.dumps({**spec, "plugins": [{"name": "a", "version": "1"}]})).plugins[0].name == "a"
     )
+
+
+def test_a_plugin_may_not_change_what_an_execution_is_about(stage: Stage, install: Install) -> None:
+    install(
+        """
+        def manifest(self, config, records, manifest):
+            manifest["sources"][0]["sbids"][0]["datasets"].pop()
+            return manifest
+        """
+    )
+    stage.add_survey(plugins=[{"name": "mine", "version": "1.2"}])
+    stage.ready("A", beams=2)
+    (execution,) = stage.admit()
+    error = failure(lambda: stage.do("workflow_manifest", execution))
+    assert error.code == "manifest_changed_scope"
+    assert "1 missing" in error.message
+    assert stage.execution(execution).status is Status.FAILED
+    assert stage.daliuge.sessions == {}

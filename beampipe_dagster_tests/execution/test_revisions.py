@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from beampipe_dagster.config.project import ProjectConfig
 from beampipe_dagster.config.validation import load_project
 from beampipe_dagster.errors import BeampipeError
-from beampipe_dagster.execution.explain import explain
+from beampipe_dagster.execution.explain import Expected, explain
 from beampipe_dagster.execution.revision_diff import Effect, diff_configs
 from beampipe_dagster.execution.revisions import RevisionService
 from beampipe_dagster.ledger import projects
+from beampipe_dagster.ledger.tables import daliuge_deployment_profile
 from beampipe_dagster_tests.support.ledgers import SURVEY
 from beampipe_dagster_tests.support.platforms import Stage, ingest_graph, survey_spec
 
@@ -411,3 +413,55 @@ def test_the_active_revision_is_explained_with_one_of_its_sources_and_its_profil
     assert any("127.0.0.1" in line for one in found.sections for line in one.lines if one.title == "Where")
     assert service(stage).explain_file(DEMO).project_id == "wallaby_demo"
     assert json.dumps(found.as_dict())
+
+
+@pytest.mark.parametrize(
+    ("counts", "sentence"),
+    [
+        ([], "is not known yet"),
+        ([0, 0], "No source had a row so far; 2 sources had none."),
+        ([3], "Expect 3 rows a source: so many had each of 1 source."),
+        ([4, 4, 0], "Expect 4 rows a source: so many had each of 2 sources; 1 source had none."),
+        ([1, 9, 2, 4], "Expect 1 to 9 rows a source, in the median 3, as 4 sources had."),
+        ([1, 2], "in the median 1.5, as 2 sources had."),
+    ],
+)
+def test_how_many_rows_to_expect_is_said_from_those_that_were_found(counts: list[int], sentence: str) -> None:
+    text = words(load_project(DEMO.read_text()), expected=Expected.of(counts))["Datasets"]
+    assert sentence in text
+
+
+def test_stored_metadata_say_how_many_rows_to_expect(stage: Stage) -> None:
+    def datasets() -> str:
+        found = service(stage).explain(SURVEY)
+        return next("\n".join(one.lines) for one in found.sections if one.title == "Datasets")
+
+    assert "is not known yet" in datasets()
+    stage.archives.deposit("A", 100, beams=6)
+    stage.archives.deposit("B", 101, beams=2)
+    stage.archives.deposit("C", 102, beams=3)
+    stage.register("A", "B", "C", "D")
+    stage.discover()
+    assert "Expect 2 to 6 rows a source, in the median 3, as 3 sources had; 1 source had none." in datasets()
+    stage.archives.withdraw("A")
+    stage.archives.deposit("A", 103)
+    stage.request("A")
+    assert "Expect 1 to 3 rows a source, in the median 2" in datasets()
+    (found,) = [
+        one
+        for one in service(stage).explain_file(stage.home / "survey.yaml").sections
+        if one.title == "Datasets"
+    ]
+    assert "Expect 1 to 3 rows" in "\n".join(found.lines)
+
+
+def test_going_back_to_a_revision_whose_profile_is_gone_is_warned_of(stage: Stage) -> None:
+    stage.add_profile("other", is_default=False)
+    stage.add_survey(execution={"deployment_profile_name": "other"})
+    stage.add_survey()
+    with stage.ledger.begin() as conn:
+        named = daliuge_deployment_profile.c.name == "other"
+        conn.execute(sa.delete(daliuge_deployment_profile).where(named))
+    done = service(stage).activate(SURVEY, 2, actor="anna")
+    assert done.changed
+    assert "profile_not_found" in [warning.code for warning in done.warnings]

@@ -9,14 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beampipe_dagster.config.canonical import JsonValue
+from beampipe_dagster.config.project import ProjectConfig
 from beampipe_dagster.errors import DataError, InputError, Retry
 from beampipe_dagster.execution.scope import (
     Dataset,
     check_manifest,
     check_staged,
+    datasets_of,
     parse_sources,
     select_datasets,
+    tells_datasets_apart,
 )
+from beampipe_dagster_tests.support.platforms import survey_spec
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=4),
@@ -222,3 +226,38 @@ def test_what_is_selected_is_kept_by_a_manifest_of_exactly_that(keys: set[tuple[
     check_manifest(value, expected)
     with pytest.raises(DataError):
         check_manifest(value, expected | {Dataset("s", "9", "z")})
+
+
+def test_records_say_which_datasets_they_are_about_and_each_only_once() -> None:
+    assert datasets_of([record(), record(dataset="b")]) == {Dataset("s", "1", "a"), Dataset("s", "1", "b")}
+    wrongs: list[tuple[list[JsonValue], str]] = [
+        ([record(), record()], "dataset_duplicate"),
+        ([{"sbid": "1"}], "dataset_identity_missing"),
+    ]
+    for wrong, code in wrongs:
+        with pytest.raises(DataError) as caught:
+            datasets_of(wrong)
+        assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("excluded", "template", "told"),
+    [
+        ([], None, True),
+        (["access_url"], None, True),
+        (["dataset_id"], None, True),
+        (["dataset_id", "visibility_filename"], None, False),
+        (["sbid"], None, False),
+        ([], {"source_identifier": "", "sbid": "", "visibility_filename": ""}, True),
+        (["visibility_filename"], {"source_identifier": "", "sbid": "", "visibility_filename": ""}, False),
+        ([], {"sbid": "", "dataset_id": ""}, False),
+    ],
+)
+def test_datasets_cannot_be_told_apart_without_their_identity(
+    excluded: list[str], template: dict[str, str] | None, *, told: bool
+) -> None:
+    spec = survey_spec("0" * 64)
+    spec["discovery"]["prepare_metadata"]["signature"]["exclude_fields"] = excluded
+    if template is not None:
+        spec["manifest"] = {"expand_from": "metadata", "dataset_template": template}
+    assert tells_datasets_apart(ProjectConfig.from_json(spec)) is told

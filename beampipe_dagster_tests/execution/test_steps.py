@@ -95,6 +95,22 @@ def test_the_graph_carries_the_manifest_and_the_patches(stage: Stage) -> None:
     assert graph["activeGraphConfigId"]
 
 
+def test_a_graph_without_a_configuration_of_its_own_is_not_warned_about(stage: Stage) -> None:
+    report = stage.do("prepared_graph", stage.submit(stage.admitted("A"), until="workflow_manifest"))
+    assert [one["code"] for one in report.facts["findings"]] == ["estimated_drops"]
+
+
+def test_a_manifest_that_no_longer_says_which_datasets_it_is_about_is_not_compared(stage: Stage) -> None:
+    manifest = {
+        "group_by": ["source_identifier"],
+        "expand_from": "metadata",
+        "dataset_template": {"file": "{dataset_id}"},
+    }
+    stage.add_survey(manifest=manifest)
+    report = stage.do("workflow_manifest", stage.admitted("A"))
+    assert report.facts["manifest"]["sources"][0]["sbids"][0]["datasets"] == [{"file": "A_SB100_beam00.tar"}]
+
+
 @pytest.mark.parametrize("step", BUILDS)
 def test_a_step_that_is_done_is_told_again_and_never_done_again(stage: Stage, step: str) -> None:
     execution = stage.submit(stage.admitted("A"), until=step)

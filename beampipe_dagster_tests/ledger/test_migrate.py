@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from beampipe_dagster.errors import LedgerError, Retry
+from beampipe_dagster.ledger import sources
 from beampipe_dagster.ledger.engine import Ledger
-from beampipe_dagster.ledger.migrate import current, ensure_current, head, migrate
+from beampipe_dagster.ledger.migrate import _config, current, ensure_current, head, migrate
 from beampipe_dagster.ledger.tables import VERSION_TABLE, metadata
 from beampipe_dagster_tests.support.ledgers import DIALECTS, at_once, empty_database, opened
 
@@ -78,6 +80,33 @@ def test_a_ledger_of_another_revision_is_refused(ledger: Ledger) -> None:
     with pytest.raises(LedgerError) as caught:
         ensure_current(ledger)
     assert "from_the_future" in caught.value.message
+
+
+def test_a_ledger_of_the_first_revision_keeps_its_sources_and_quarantines_none(url: str) -> None:
+    insert = """INSERT INTO source_registry (id, project_module, source_identifier, enabled, created_at, updated_at,
+        failure_count, workflow_run_pending, last_error, discovery_signature)
+        VALUES ('1', 'survey', 'A', true, '2026-01-01 00:00:00.000000', '2026-01-01 00:00:00.000000',
+        3, true, :error, 'abc')"""
+    with opened(url) as ledger:
+        upgrade_to(ledger, "0001")
+        assert current(ledger) == "0001"
+        with ledger.begin() as conn:
+            conn.execute(sa.text(insert), {"error": '{"code": "x"}'})
+        assert migrate(ledger) == ("0001", head())
+        with ledger.read() as conn:
+            source = sources.get(conn, "survey", "A")
+            context = MigrationContext.configure(conn, opts={"version_table": VERSION_TABLE})
+            assert compare_metadata(context, metadata) == []
+    assert (source.failure_count, source.own_failure_count, source.quarantined_at) == (3, 0, None)
+    assert (source.workflow_run_pending, source.last_error) == (True, {"code": "x"})
+
+
+def upgrade_to(ledger: Ledger, revision: str) -> None:
+    """Migrate as an older release did."""
+    config = _config()
+    with ledger.begin() as conn:
+        config.attributes["connection"] = conn
+        command.upgrade(config, revision)
 
 
 def _migrate_in_a_process(url: str) -> str | None:

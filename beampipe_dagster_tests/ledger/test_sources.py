@@ -9,7 +9,7 @@ import pytest
 
 from beampipe_dagster.errors import NotFoundError
 from beampipe_dagster.ids import SequenceIds, UuidIds
-from beampipe_dagster.ledger import sources
+from beampipe_dagster.ledger import registration, sources
 from beampipe_dagster.ledger.engine import Ledger
 from beampipe_dagster.ledger.sources import DiscoveryClaim, NewSource
 from beampipe_dagster_tests.support.ledgers import START, SURVEY, at_once, register
@@ -48,41 +48,6 @@ class UuidIdsAsSequence(SequenceIds):
 
     def new(self) -> str:
         return UuidIds().new()
-
-
-def test_registering_again_updates_flags_and_keeps_what_is_not_given(
-    ledger: Ledger, ids: SequenceIds
-) -> None:
-    with ledger.begin() as conn:
-        first = NewSource("A", enabled=False, ra_deg=10.5, dec_deg=-20.0, stale_after_hours=6)
-        assert sources.upsert(conn, SURVEY, [first], ids=ids, now=START) == (["A"], [])
-        assert sources.upsert(conn, SURVEY, [NewSource("A"), NewSource("B")], ids=ids, now=START + HOUR) == (
-            ["B"],
-            ["A"],
-        )
-        known = sources.get(conn, SURVEY, "A")
-    assert (known.enabled, known.ra_deg, known.dec_deg, known.stale_after_hours) == (True, 10.5, -20.0, 6)
-    assert (known.created_at, known.updated_at) == (START, START + HOUR)
-
-
-def test_the_same_name_in_two_surveys_is_two_sources(ledger: Ledger, ids: SequenceIds) -> None:
-    with ledger.begin() as conn:
-        for survey in ("one", "two"):
-            sources.upsert(conn, survey, [NewSource("A")], ids=ids, now=START)
-        assert [source.project_module for source in sources.listing(conn)] == ["one", "two"]
-        assert len(sources.listing(conn, "one")) == 1
-
-
-def test_two_processes_may_register_the_same_sources_at_once(ledger: Ledger) -> None:
-    names = [f"S{number:02}" for number in range(40)]
-
-    def add(order: list[str]) -> int:
-        with ledger.begin() as conn:
-            new = [NewSource(name) for name in order]
-            return len(sources.upsert(conn, SURVEY, new, ids=UuidIds(), now=START)[0])
-
-    done = at_once(lambda: add(names), lambda: add(names[::-1]))
-    assert sorted(str(one) for one in done) == ["0", "40"]
 
 
 def test_times_come_back_aware_and_in_utc(ledger: Ledger) -> None:
@@ -285,6 +250,7 @@ def test_counts_say_how_many_are_in_which_condition(ledger: Ledger) -> None:
             "pending": 1,
             "held": 1,
             "in_discovery": 1,
+            "quarantined": 0,
             "last_changed": 1,
             "last_error": 1,
         }
@@ -294,7 +260,7 @@ def test_counts_say_how_many_are_in_which_condition(ledger: Ledger) -> None:
 def test_more_sources_than_fit_into_one_statement_are_found(ledger: Ledger) -> None:
     names = [f"S{number:04}" for number in range(sources.IN_CHUNK * 2 + 1)]
     with ledger.begin() as conn:
-        sources.upsert(conn, SURVEY, [NewSource(name) for name in names], ids=UuidIds(), now=START)
+        registration.upsert(conn, SURVEY, [NewSource(name) for name in names], ids=UuidIds(), now=START)
         assert len(sources.by_identifiers(conn, SURVEY, names)) == len(names)
         assert sources.mark_for_discovery(conn, SURVEY, names, now=START) == len(names)
 

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from beampipe_dagster.clock import ManualClock
+from beampipe_dagster.ledger import sources
 from beampipe_dagster.ledger.engine import Ledger
 from beampipe_dagster.observe.metrics import CACHE_SECONDS, LedgerCollector
 from beampipe_dagster.sandbox.ports import free_port
@@ -81,6 +82,17 @@ def test_an_execution_is_active_until_it_ends_and_then_counted_with_its_duration
     total = one(after, "beampipe_execution_duration_seconds_sum", project_module="survey")
     assert ended.completed_at is not None
     assert total == pytest.approx((ended.completed_at - ended.created_at).total_seconds(), abs=0.01)
+
+
+def test_quarantined_sources_are_counted_by_survey(stage: Stage) -> None:
+    stage.register("A", "B", "C")
+    before = scrape(collector_of(stage))
+    assert one(before, "beampipe_sources_quarantined", project_module="survey") == 0.0
+    with stage.ledger.begin() as conn:
+        set_aside: dict[str, object] = {"quarantined_at": stage.clock.now()}
+        sources.update(conn, [stage.source(name).id for name in "AB"], set_aside, now=stage.clock.now())
+    after = scrape(collector_of(stage))
+    assert one(after, "beampipe_sources_quarantined", project_module="survey") == 2.0
 
 
 def test_undelivered_events_are_counted(stage: Stage) -> None:

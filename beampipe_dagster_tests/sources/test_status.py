@@ -60,6 +60,7 @@ def one(migrated_sqlite: Path, tmp_path: Path) -> tuple[Source, Execution]:
         ({"enabled": False}, "disabled", "disabled"),
         ({"last_outcome": "error", "last_error": ERROR}, "discovery_failed", "discovery failed"),
         ({"last_outcome": "timeout"}, "discovery_failed", "discovery failed"),
+        ({"last_outcome": "error", "quarantined_at": START}, "quarantined", "quarantined"),
         ({"last_checked_at": START, "last_outcome": "no_datasets"}, "no_datasets", "no datasets"),
         ({"last_checked_at": START, "workflow_run_pending": True}, "pending", "pending"),
         ({"workflow_run_pending": True, "last_outcome": "error"}, "pending", "pending"),

@@ -19,6 +19,7 @@ from beampipe_dagster.errors import ConfigError
 Row = dict[str, JsonValue]
 INCOMPLETE = tuple(one for one in AnswerClass if one is not AnswerClass.COMPLETE)
 _LITERAL = re.compile(r"'([^']*)'")
+_MANY = re.compile(r"IN \(('[^']*'(?:, '[^']*')*)\)")
 
 
 def quiet(_adapter: str, _source: str) -> None:
@@ -38,7 +39,9 @@ class FakeArchives:
     Attributes
     ----------
     queries
-        How often each source was asked about, by archive.
+        How often each source was asked about alone, by archive.
+    batches
+        How many queries were about several sources, by archive.
     on_query
         Called with the archive and the source before an answer is given.
     """
@@ -46,6 +49,7 @@ class FakeArchives:
     def __init__(self, *, clock: Clock, rate: float = 0.0, seed: int = 1) -> None:
         self.clock = clock
         self.queries: Counter[tuple[str, str]] = Counter()
+        self.batches: Counter[str] = Counter()
         self.on_query: Callable[[str, str], None] = quiet
         self._rate = rate
         self._random = random.Random(seed)
@@ -59,6 +63,7 @@ class FakeArchives:
             name = f"{source}_SB{sbid}_beam{beam:02}.tar"
             row: Row = {
                 "filename": name,
+                "target": source,
                 "obs_id": f"ASKAP-{sbid}",
                 "access_url": f"https://casda.example/{name}",
                 **fields,
@@ -95,6 +100,8 @@ class FakeArchives:
     def answer(self, adapter: str, adql: str) -> Answer:
         match = _LITERAL.search(adql)
         assert match is not None, adql
+        if (many := _MANY.search(adql)) is not None:
+            return self._answer_many(adapter, adql, _LITERAL.findall(many[1]))
         source = match[1]
         self.on_query(adapter, source)
         with self._lock:
@@ -106,6 +113,22 @@ class FakeArchives:
             rows = [dict(row) for row in self._rows.get((adapter, source), [])]
         if isinstance(fault, Exception):
             raise fault
+        return self._answered(adapter, adql, rows, fault)
+
+    def _answer_many(self, adapter: str, adql: str, asked: list[str]) -> Answer:
+        """As for one; what is wrong with any of them is wrong with the whole, and stays for the next query."""
+        with self._lock:
+            self.batches[adapter] += 1
+            waiting = [self._faults[adapter, one] for one in asked if self._faults.get((adapter, one))]
+            fault = waiting[0][0] if waiting else None
+            if fault is None and self._random.random() < self._rate:
+                fault = self._random.choice(INCOMPLETE)
+            rows = [dict(row) for one in asked for row in self._rows.get((adapter, one), [])]
+        if isinstance(fault, Exception):
+            raise fault
+        return self._answered(adapter, adql, rows, fault)
+
+    def _answered(self, adapter: str, adql: str, rows: list[Row], fault: AnswerClass | None) -> Answer:
         evidence = Evidence(
             adapter=adapter,
             url=f"https://{adapter}.example/tap",

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 
 from beampipe_dagster.clock import ManualClock
 from beampipe_dagster.ids import SequenceIds
-from beampipe_dagster.ledger import executions, projects
+from beampipe_dagster.ledger import executions, projects, registration
 from beampipe_dagster.ledger import sources as registry
 from beampipe_dagster.ledger.engine import Ledger
 from beampipe_dagster.ledger.executions import Execution, NewExecution
@@ -117,7 +117,7 @@ def at_once(*actions: Callable[[], T]) -> list[T | BaseException]:
 def register(conn: Connection, names: Sequence[str], *, ids: SequenceIds, **values: Any) -> list[Source]:
     """Register sources of the survey, and set columns that no store function sets."""
     for name in names:
-        registry.upsert(conn, SURVEY, [NewSource(name)], ids=ids, now=START)
+        registration.upsert(conn, SURVEY, [NewSource(name)], ids=ids, now=START)
     rows = registry.by_identifiers(conn, SURVEY, names)
     if values:
         registry.update(conn, [row.id for row in rows], values, now=START)

@@ -80,8 +80,8 @@ def seed(
     platform: Platform, names: Collection[str] | None, profile: DeploymentProfile, *, survey: str = SURVEY
 ) -> None:
     """The demo survey with these of its sources; all when None."""
-    platform.projects.add_project(demo.FILES / "wallaby_demo.yaml", actor="test")
     platform.projects.put_profile(profile)
+    platform.projects.add_project(demo.FILES / "wallaby_demo.yaml", actor="test")
     wanted = [s for s in load_demo().sources if names is None or s.source_identifier in names]
     with platform.ledger.read() as conn:
         given = [source.source_identifier for source in wanted]

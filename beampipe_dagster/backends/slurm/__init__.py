@@ -1,0 +1,1 @@
+"""Slurm clusters: what a session there is made of."""
