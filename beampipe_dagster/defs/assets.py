@@ -10,7 +10,7 @@ from beampipe_dagster.assembly import Platform
 from beampipe_dagster.config.project import ProjectConfig
 from beampipe_dagster.defs import metadata, names
 from beampipe_dagster.defs.resources import PlatformResource
-from beampipe_dagster.discovery.service import change_facts
+from beampipe_dagster.discovery.facts import change_facts
 from beampipe_dagster.errors import BeampipeError, ConflictError
 from beampipe_dagster.execution.steps import StepReport
 from beampipe_dagster.ledger import archive

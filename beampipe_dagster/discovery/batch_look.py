@@ -96,14 +96,36 @@ class BatchLook:
         self._concurrency = concurrency
         self._chunk = chunk
 
-    def looks(self, source_identifiers: Sequence[str]) -> Iterator[Look]:
-        """Ask the archives about sources; a look for each, once. Errors are part of the results."""
+    def looks(
+        self, source_identifiers: Sequence[str], *, known: Mapping[str, int] | None = None
+    ) -> Iterator[Look]:
+        """Ask the archives about sources; a look for each, once. Errors are part of the results.
+
+        An archive that silently leaves a source out of a batch looks like one that has nothing for it. So a loss
+        is never believed from an answer that sources shared: a source with fewer datasets than were known is
+        looked at again alone, and that look counts.
+
+        Parameters
+        ----------
+        source_identifiers
+            The sources.
+        known
+            Datasets that a source had at its last complete look; one that is not in it never had any look.
+        """
         began_at = self._clock.now()
         subjects = [_Subject(name) for name in dict.fromkeys(source_identifiers)]
         with ThreadPoolExecutor(max_workers=self._concurrency) as pool:
             self._ask_all(subjects, began_at, pool)
-        for subject in subjects:
-            yield self._look(subject, began_at)
+            found = [self._look(subject, began_at) for subject in subjects]
+            lost = {
+                look.source_identifier
+                for look in found
+                if look.error is None and look.datasets < (known or {}).get(look.source_identifier, 1)
+            }
+            alone = {name: pool.submit(self._one.look, name) for name in lost}
+            for look in found:
+                name = look.source_identifier
+                yield alone[name].result() if name in alone else look
 
     def _ask_all(self, subjects: Sequence[_Subject], began_at: datetime, pool: Executor) -> None:
         try:

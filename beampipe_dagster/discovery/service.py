@@ -22,6 +22,7 @@ from beampipe_dagster.clock import Clock
 from beampipe_dagster.config.project import DiscoveryAutomation, ProjectConfig
 from beampipe_dagster.discovery.archives import ArchiveProvider
 from beampipe_dagster.discovery.batch_look import BatchLook
+from beampipe_dagster.discovery.facts import change_facts
 from beampipe_dagster.discovery.look import Look, SourceLook
 from beampipe_dagster.discovery.quarantine import DEFAULT_AFTER, is_own_failure
 from beampipe_dagster.errors import BeampipeError, ConflictError
@@ -235,7 +236,9 @@ class DiscoveryService:
             together = BatchLook(
                 config=config, archives=self._archives, clock=self._clock, concurrency=self._concurrency
             )
-            yield from together.looks(names)
+            with self._ledger.read() as conn:
+                known = archive.datasets_by_source(conn, revision.project_id, names)
+            yield from together.looks(names, known=known)
             return
         one = SourceLook(config=config, archives=self._archives, clock=self._clock)
         with ThreadPoolExecutor(max_workers=self._concurrency) as pool:
@@ -463,36 +466,3 @@ def _not_storable(look: Look, error: BeampipeError | DataError) -> Look:
             hint="look at the field_map: an SBID has at most 100 characters, texts have no NUL",
         )
     return Look(look.source_identifier, look.began_at, evidence=look.evidence, error=error)
-
-
-def change_facts(change: archive.SignatureChange) -> dict[str, Any]:
-    """What Dagster shows about a signature: compact, the rows themselves stay in the ledger."""
-    datasets = [
-        {
-            "sbid": sbid,
-            "dataset_id": dataset.get("dataset_id") or dataset.get("visibility_filename") or "",
-            "quality": dataset.get("quality_level") or "",
-            "scan_id": dataset.get("scan_id") or "",
-        }
-        for sbid, document in sorted(_documents(change).items())
-        for dataset in document.get("datasets", [])
-    ]
-    flags: dict[str, Any] = {}
-    for document in _documents(change).values():
-        flags.update(document.get("discovery_flags") or {})
-    return {
-        "source_identifier": change.source_identifier,
-        "signature": change.signature,
-        "previous_signature": change.previous_signature,
-        "sbids": sorted(_documents(change)),
-        "dataset_count": change.dataset_count,
-        "datasets": datasets[:DIFF_LIMIT],
-        "flags": flags,
-        "diff": change.diff,
-        "evidence": change.evidence,
-        "discovered_at": change.discovered_at.isoformat(),
-    }
-
-
-def _documents(change: archive.SignatureChange) -> dict[str, Any]:
-    return dict(change.metadata_json)

@@ -163,10 +163,17 @@ def change_for(
 
 def dataset_counts(conn: Connection, project_module: str) -> list[int]:
     """How many datasets the current signature of each source covers; 0 for those that have none."""
+    return list(datasets_by_source(conn, project_module).values())
+
+
+def datasets_by_source(
+    conn: Connection, project_module: str, identifiers: Sequence[str] | None = None
+) -> dict[str, int]:
+    """How many datasets a source's current signature covers, by source; without a signature it is absent."""
     columns, registry = discovery_signatures.c, source_registry.c
     # A signature that came back has several changes, which all say the same.
-    rows = conn.execute(
-        sa.select(sa.func.max(columns.dataset_count))
+    statement = (
+        sa.select(columns.source_identifier, sa.func.max(columns.dataset_count).label("datasets"))
         .join_from(
             discovery_signatures,
             source_registry,
@@ -177,4 +184,9 @@ def dataset_counts(conn: Connection, project_module: str) -> list[int]:
         .where(columns.project_module == project_module)
         .group_by(columns.source_identifier)
     )
-    return [int(count) for count in rows.scalars()]
+    pieces = [None] if identifiers is None else chunks(identifiers)
+    found: dict[str, int] = {}
+    for piece in pieces:
+        narrowed = statement if piece is None else statement.where(columns.source_identifier.in_(piece))
+        found |= {row.source_identifier: int(row.datasets) for row in conn.execute(narrowed)}
+    return found

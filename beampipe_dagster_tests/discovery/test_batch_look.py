@@ -15,7 +15,14 @@ import pytest
 from beampipe_dagster.clock import ManualClock, SystemClock
 from beampipe_dagster.config.project import ProjectConfig, Query
 from beampipe_dagster.config.validation import load_project
-from beampipe_dagster.discovery.archive import DEFAULT_MAXREC, Answer, AnswerClass, Evidence, archive_error
+from beampipe_dagster.discovery.archive import (
+    DEFAULT_MAXREC,
+    Answer,
+    AnswerClass,
+    Archive,
+    Evidence,
+    archive_error,
+)
 from beampipe_dagster.discovery.archives import TapArchives
 from beampipe_dagster.discovery.attribution import Row
 from beampipe_dagster.discovery.batch_look import BatchLook
@@ -228,7 +235,8 @@ def both(
     alone = {name: one.look(name) for name in names}
     singly = asked(server)
     batch = BatchLook(config=config, archives=archives, clock=SystemClock())
-    together = {look.source_identifier: look for look in batch.looks(names)}
+    known = {name: look.datasets for name, look in alone.items()}
+    together = {look.source_identifier: look for look in batch.looks(names, known=known)}
     batched = asked(server)
     assert list(together) == list(names)
     for name in names:
@@ -257,6 +265,60 @@ def test_the_demo_survey_looks_the_same_in_both_ways(server: ArchiveServer) -> N
     ]
     assert [len(found) for found in files] == [1, 3]
     assert files[0].isdisjoint(files[1])
+
+
+class Forgetful:
+    """The sandbox's archives, which forget one source whenever they are asked for several."""
+
+    def __init__(self, server: ArchiveServer, forgotten: str) -> None:
+        urls = {"casda": server.casda_url, "vizier": server.vizier_url}
+        self.archives = TapArchives(urls=urls, clock=SystemClock())
+        self.forgotten = forgotten
+
+    def get(self, config: ProjectConfig, adapter: str) -> Archive:
+        return ForgetfulArchive(self.archives.get(config, adapter), self.forgotten)
+
+
+class ForgetfulArchive:
+    def __init__(self, archive: Archive, forgotten: str) -> None:
+        self.archive = archive
+        self.forgotten = forgotten
+
+    def query(self, adql: str, *, maxrec: int = 20_000) -> Answer:
+        answer = self.archive.query(adql, maxrec=maxrec)
+        if adql.count("HIPASSJ") < 2:
+            return answer
+        kept = [row for row in answer.rows if not str(row.get("filename")).startswith(self.forgotten)]
+        return Answer(kept, answer.evidence)
+
+    def availability(self) -> tuple[bool, str]:
+        return self.archive.availability()
+
+
+@pytest.mark.parametrize("known", [None, dict.fromkeys(NAMES, 1)])
+@pytest.mark.parametrize("forgotten", [NAMES[0], NAMES[4]])
+def test_a_loss_is_never_believed_from_an_answer_that_sources_shared(
+    server: ArchiveServer, known: dict[str, int] | None, forgotten: str
+) -> None:
+    forgetful = Forgetful(server, forgotten)
+    truth = SourceLook(config=demo(), archives=forgetful, clock=SystemClock()).look(forgotten)
+    assert truth.datasets > 0
+    batch = BatchLook(config=demo(), archives=forgetful, clock=SystemClock())
+    looks = {look.source_identifier: look for look in batch.looks(NAMES, known=known)}
+    assert looks[forgotten].signature == truth.signature
+    assert looks[forgotten].datasets == truth.datasets
+
+
+def test_what_was_known_to_be_empty_is_not_asked_for_alone_again(server: ArchiveServer) -> None:
+    archives = TapArchives(urls={"casda": server.casda_url, "vizier": server.vizier_url}, clock=SystemClock())
+    empty = [source.source_identifier for source in load_demo().sources if source.expect == "no_datasets"]
+    known = dict.fromkeys(NAMES, 1) | dict.fromkeys(empty, 0)
+    batch = BatchLook(config=demo(), archives=archives, clock=SystemClock())
+    asked(server)
+    list(batch.looks(NAMES, known=known))
+    first = asked(server)
+    list(batch.looks(NAMES))
+    assert asked(server) == first + len(empty)
 
 
 def test_wallabys_own_templates_look_the_same_in_both_ways(server: ArchiveServer) -> None:

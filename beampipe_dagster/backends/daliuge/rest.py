@@ -230,8 +230,13 @@ class RestBackend:
         self._delete(session_id)
 
     def nodes(self) -> list[str]:
-        """The island manager's nodes."""
-        return self._manager.nodes()
+        """The island manager's nodes; a refusal to tell them is a wait, since nothing was asked to be done."""
+        try:
+            return self._manager.nodes()
+        except BackendUnavailableError:
+            raise
+        except BackendError as error:
+            raise BackendUnavailableError(error.message, code=error.code, details=error.details) from error
 
     # ---------------------------------------------------------------- submitting
 

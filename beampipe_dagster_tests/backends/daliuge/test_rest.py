@@ -210,3 +210,14 @@ def test_whatever_fails_an_error_to_repeat_means_that_nothing_was_started(seed: 
                 assert fake.calls[-1] != "create"
             else:
                 assert sid in fake.ever_started
+
+
+@pytest.mark.parametrize("kind", DEPLOY_FAULTS)
+def test_nodes_that_cannot_be_told_now_are_a_wait_whatever_the_manager_answers(
+    fake: FakeDaliuge, backend: RestBackend, kind: str
+) -> None:
+    fake.plan.on("nodes", Fault(kind))
+    with pytest.raises(BackendUnavailableError) as away:
+        backend.nodes()
+    assert away.value.retry is Retry.LATER
+    assert backend.nodes() == [NODE]
