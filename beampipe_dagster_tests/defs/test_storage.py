@@ -16,10 +16,9 @@ from dagster._core.storage.runs.sqlite.sqlite_run_storage import SqliteRunStorag
 
 from beampipe_dagster.defs.storage import psycopg2_url
 from beampipe_dagster.errors import ConfigError
-from beampipe_dagster.sandbox.ports import free_port
+from beampipe_dagster_tests.support.postgres import PostgresServer
 
 REPOSITORY = Path(__file__).parents[2]
-POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin/initdb"), default=None)
 
 
 @pytest.fixture
@@ -32,38 +31,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def unprivileged(*command: str) -> str:
-    """The output of a command that refuses to be root, as PostgreSQL's do."""
-    user = "postgres" if os.getuid() == 0 else None
-    answer = subprocess.run(
-        command,
-        cwd="/",
-        user=user,
-        group=user,
-        extra_groups=[] if user else None,
-        check=True,
-        stdout=subprocess.PIPE,
-    )
-    return answer.stdout.decode().strip()
-
-
 @pytest.fixture
-def postgres() -> Iterator[str]:
-    """The URL of a PostgreSQL of this test's own."""
-    if POSTGRES is None:
-        pytest.skip("PostgreSQL is not installed")
-    # Not in tmp_path: that is root's, and too long for a socket.
-    place = unprivileged("mktemp", "-d", "/tmp/beampipe-pg-XXXXXX")  # noqa: S108  # mktemp makes it unique
-    control = (str(POSTGRES.with_name("pg_ctl")), "-D", f"{place}/data", "-w", "-l", f"{place}/log")
-    port = free_port()
-    options = f"-p {port} -k {place} -c listen_addresses=127.0.0.1 -c fsync=off"
-    unprivileged(str(POSTGRES), "-D", f"{place}/data", "-A", "trust", "-U", "beampipe", "-N")
-    unprivileged(*control, "-o", options, "start")
-    try:
-        yield f"postgresql://beampipe:not%20shown@127.0.0.1:{port}/postgres"
-    finally:
-        unprivileged(*control, "-m", "immediate", "stop")
-        unprivileged("rm", "-rf", place)
+def postgres(postgres_server: PostgresServer) -> Iterator[str]:
+    """The URL of a database of this test's own, with a password in it."""
+    with postgres_server.database(template=None) as url:
+        yield url.replace("postgresql+psycopg2://postgres@", "postgresql://postgres:not%20shown@")
 
 
 def test_without_a_database_url_it_is_sqlite_below_the_home(home: Path) -> None:
