@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import click
@@ -14,10 +16,12 @@ from sqlalchemy.engine import Connection
 from beampipe_dagster.cli.core import Context, Group, pass_context
 from beampipe_dagster.cli.execution_view import load, show_execution
 from beampipe_dagster.cli.render import cell, emit, facts, section, short_ids, table, when
+from beampipe_dagster.config.canonical import canonical_json
+from beampipe_dagster.config.project import ProjectConfig
 from beampipe_dagster.errors import InputError, NotFoundError
-from beampipe_dagster.ledger import executions, projects
+from beampipe_dagster.ledger import artifacts, executions, projects
 from beampipe_dagster.ledger.executions import Execution
-from beampipe_dagster.ledger.states import ACTIVE
+from beampipe_dagster.ledger.states import ACTIVE, ArtifactKind
 from beampipe_dagster.ledger.tables import batch_execution_record as record
 from beampipe_dagster.sandbox.terminal import age_text, shortened
 from beampipe_dagster.sandbox.watch import drops_text, word_text
@@ -25,6 +29,13 @@ from beampipe_dagster.sources.status import stage
 
 LIMIT: Final = 50
 CANDIDATES: Final = 10
+FILE_NAMES: Final = {
+    ArtifactKind.MANIFEST: "manifest.json",
+    ArtifactKind.SOURCE_GRAPH: "source.graph",
+    ArtifactKind.PATCHED_GRAPH: "patched.graph",
+    ArtifactKind.PHYSICAL_GRAPH: "physical.pg.graph",
+}
+"""Documents of an execution, and the files that they are written to."""
 WIDE: Final = 130
 """Columns from which on the reasons fit beside the executions; below, they are under them."""
 
@@ -173,3 +184,50 @@ def show(context: Context, identifier: str) -> None:
         page = load(conn, resolve(conn, identifier))
     now = context.clock.now()
     emit(context, page.as_dict(now), lambda out: show_execution(out, page, now=now))
+
+
+@execution.command("artifact")
+@click.argument("execution_id", metavar="ID")
+@click.argument("kind", type=click.Choice([kind.value for kind in FILE_NAMES]))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write it below this directory instead of printing it; a manifest goes to the survey's manifest.path.",
+)
+@pass_context
+def artifact(context: Context, execution_id: str, kind: str, output: Path | None) -> None:
+    """A document of an execution: its manifest, or its graph at any stage."""
+    with context.ledger.read() as conn:
+        run = resolve(conn, execution_id)
+        found = artifacts.describe(conn, run.id, ArtifactKind(kind))
+        document = artifacts.load(conn, found.id)
+        spec = projects.revision(conn, run.project_config_id).spec
+    if output is None:
+        click.echo(json.dumps(document, indent=None if context.json else 2, ensure_ascii=False))
+        return
+    target = output / _file_name(ArtifactKind(kind), ProjectConfig.from_json(spec))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(canonical_json(document), encoding="utf-8")
+    data = {"file": str(target), "sha256": found.sha256, "size_bytes": found.size_bytes}
+    emit(context, data, lambda out: out.print(f"Wrote {target} ({found.size_bytes:,} bytes)", soft_wrap=True))
+
+
+def _file_name(kind: ArtifactKind, config: ProjectConfig) -> str:
+    """Where a document is written to, below the directory that was asked for.
+
+    Raises
+    ------
+    InputError
+        ``unsafe_manifest_path``: the survey's path leads out of the directory.
+    """
+    if kind is not ArtifactKind.MANIFEST or config.manifest is None:
+        return FILE_NAMES[kind]
+    path = PurePosixPath(config.manifest.path)
+    if path.is_absolute() or ".." in path.parts or not path.name:
+        raise InputError(
+            f"manifest.path {config.manifest.path!r} of {config.metadata.id!r} leads out of the directory",
+            code="unsafe_manifest_path",
+            hint="give a relative path without '..' in the survey's YAML, or print the manifest without --output",
+        )
+    return str(path)

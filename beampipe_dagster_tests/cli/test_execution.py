@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from beampipe_dagster.cli.render import short_ids
+from beampipe_dagster.config.canonical import sha256_hex
+from beampipe_dagster.ledger import artifacts, projects
 from beampipe_dagster.ledger.executions import Execution
-from beampipe_dagster.ledger.states import Status, SubmissionState
+from beampipe_dagster.ledger.states import ArtifactKind, ControlPhase, Status, SubmissionState
+from beampipe_dagster.ledger.tables import project_configs
 from beampipe_dagster_tests.cli.support import LOG, SURVEY, Beampipe, World
 
 ERROR = "drop image failed: ValueError: no"
@@ -146,3 +153,59 @@ def test_short_identifiers_are_as_long_as_it_takes_to_tell_them_apart() -> None:
     assert short_ids([one, same_moment])[one] == "01a20d58-950d-7a23"
     almost = one[:-1] + "a"
     assert short_ids([one, almost]) == {one: one, almost: almost}
+
+
+@pytest.fixture
+def with_manifest(runs: dict[str, Execution], world: World) -> Execution:
+    run = runs["A"]
+    with world.platform.ledger.begin() as conn:
+        artifacts.put(
+            conn,
+            run.id,
+            ArtifactKind.MANIFEST,
+            {"sources": [{"source_identifier": "Å"}]},
+            phase=ControlPhase.MANIFEST_GENERATED,
+            ids=world.platform.ids,
+            now=world.platform.clock.now(),
+        )
+    return run
+
+
+def test_a_document_is_printed_or_written_where_the_survey_says(
+    with_manifest: Execution, beampipe: Beampipe, tmp_path: Path
+) -> None:
+    document = {"sources": [{"source_identifier": "Å"}]}
+    assert json.loads(beampipe.ok("execution", "artifact", with_manifest.id, "manifest")) == document
+    told = beampipe.json("execution", "artifact", with_manifest.id, "manifest", "-o", str(tmp_path / "out"))
+    assert told["file"] == str(tmp_path / "out" / "manifest.json")
+    raw = Path(told["file"]).read_bytes()
+    assert sha256_hex(raw) == told["sha256"]
+    assert json.loads(raw) == document
+
+
+def test_a_document_that_is_not_there_is_an_error(with_manifest: Execution, beampipe: Beampipe) -> None:
+    said = beampipe.refused(
+        "execution", "artifact", with_manifest.id, "physical_graph", code="artifact_not_found"
+    )
+    assert with_manifest.id in said
+
+
+@pytest.mark.parametrize("path", ["/etc/manifest.json", "../manifest.json", "a/../../b.json"])
+def test_a_survey_cannot_have_a_manifest_written_outside_of_the_directory(
+    with_manifest: Execution, beampipe: Beampipe, world: World, tmp_path: Path, path: str
+) -> None:
+    with world.platform.ledger.begin() as conn:
+        revision = projects.revision(conn, with_manifest.project_config_id)
+        spec: Any = {**revision.spec}
+        spec["manifest"] = {**spec["manifest"], "path": path}
+        conn.execute(sa.update(project_configs).values(spec=spec))
+    beampipe.refused(
+        "execution",
+        "artifact",
+        with_manifest.id,
+        "manifest",
+        "-o",
+        str(tmp_path / "out"),
+        code="unsafe_manifest_path",
+    )
+    assert not list(tmp_path.rglob("*.json"))

@@ -21,6 +21,7 @@ ALL_ACTIVE = "beampipe_dagster.ledger.projects.all_active"
 HEAVY = ("dagster", "astropy", "pyvo", "sqlglot", "sqlalchemy", "rich", "pydantic", "httpx")
 COMMANDS = {
     "demo",
+    "execution artifact",
     "execution list",
     "execution show",
     "ledger migrate",
