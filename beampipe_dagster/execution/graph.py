@@ -178,7 +178,15 @@ def inject_manifest(
     GraphError
         ``invalid_graph``: ``graphConfigurations`` is something else than an object.
     """
-    place = find_ingest(graph)
+    return _inject(
+        graph, find_ingest(graph), embedded_text(manifest), config_id=config_id, modified_at=modified_at
+    )
+
+
+def _inject(
+    graph: JsonObject, place: InjectionReport | None, text: str, *, config_id: str, modified_at: datetime
+) -> JsonObject:
+    """The graph with the manifest's text at ``place``, in a configuration of its own."""
     if place is None:
         return graph
     known = graph.get(_CONFIGURATIONS)
@@ -187,7 +195,7 @@ def inject_manifest(
             f"the graph's {_CONFIGURATIONS!r} is no object",
             hint="Open the graph in EAGLE and save it again.",
         )
-    setting: JsonObject = {"value": embedded_text(manifest), "comment": ""}
+    setting: JsonObject = {"value": text, "comment": ""}
     configuration: JsonObject = {
         "id": config_id,
         "modelData": _model_data(graph, modified_at),
@@ -258,9 +266,8 @@ def prepare_graph(
     GraphError
         As :func:`inject_manifest` and :func:`~beampipe_dagster.execution.patches.apply_overrides`.
     """
-    injected = inject_manifest(
-        graph, manifest, config_id=graph_config_id(execution_id), modified_at=modified_at
-    )
+    place, text = find_ingest(graph), embedded_text(manifest)
+    injected = _inject(graph, place, text, config_id=graph_config_id(execution_id), modified_at=modified_at)
     prepared = apply_overrides(injected, manifest.get(OVERRIDES))
     return PreparedGraph(
         graph=prepared,
@@ -268,8 +275,8 @@ def prepare_graph(
         source_sha256=digest(graph),
         diff=diff_graphs(graph, prepared),
         node_count=node_count(prepared),
-        manifest_text=embedded_text(manifest),
-        injection=find_ingest(graph),
+        manifest_text=text,
+        injection=place,
     )
 
 

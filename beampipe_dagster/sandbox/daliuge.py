@@ -17,7 +17,7 @@ import secrets
 import shutil
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from beampipe_dagster.config.canonical import JsonValue, parse_json
@@ -105,25 +105,6 @@ def find_dlg(environ: Mapping[str, str] = os.environ) -> Path | None:
             return path
     found = shutil.which("dlg", path=environ.get("PATH"))
     return Path(found).absolute() if found else None
-
-
-def check_ports_free(ports: DaliugePorts) -> None:
-    """See that nobody listens where the stack will.
-
-    Raises
-    ------
-    ConfigError
-        ``port_in_use``: at least one port is taken, or is named twice; ``details`` has the ports.
-    """
-    numbers = astuple(ports)
-    taken = sorted({port for port in numbers if numbers.count(port) > 1 or not _can_bind(port)})
-    if taken:
-        raise ConfigError(
-            f"DALiuGE cannot start: port {', '.join(map(str, taken))} on {HOST} is taken",
-            code="port_in_use",
-            hint="Stop the process that listens there, or choose other ports.",
-            details={"ports": taken},
-        )
 
 
 def processes(*, dlg: Path, root: Path, ports: DaliugePorts, threads: int = 4) -> list[ProcessSpec]:
@@ -231,14 +212,4 @@ def _listens(port: int) -> bool:
         socket.create_connection((HOST, port), timeout=_PROBE_SECONDS).close()
     except OSError:
         return False
-    return True
-
-
-def _can_bind(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
     return True

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import socket
 import threading
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from beampipe_dagster.errors import ConfigError
-from beampipe_dagster.sandbox.daliuge import DaliugePorts, check_ports_free, find_dlg, processes
+from beampipe_dagster.sandbox.daliuge import DaliugePorts, find_dlg, processes
 
 ANSWERS: dict[str, object] = {
     "/api": {"hosts": ["127.0.0.1:8000:5555:6666"], "sessionIds": [], "sessions": []},
@@ -84,28 +83,6 @@ def test_somebody_elses_daliuge_on_the_port_is_not_ready(tmp_path: Path, strange
     taken = DaliugePorts(nm=stranger, dim=stranger, tm=stranger, events=stranger, rpc=stranger)
     specs = processes(dlg=Path("/x/dlg"), root=tmp_path, ports=taken)
     assert [spec.ready() for spec in specs] == [False, False, False]
-
-
-def test_a_taken_port_is_named_before_anything_is_started(stranger: int) -> None:
-    chosen = ports()
-    check_ports_free(chosen)
-    with pytest.raises(ConfigError, match=str(stranger)) as caught:
-        check_ports_free(dataclasses.replace(chosen, events=stranger))
-    assert caught.value.code == "port_in_use"
-    assert caught.value.details == {"ports": [stranger]}
-
-
-def test_a_port_given_twice_is_refused() -> None:
-    chosen = ports()
-    with pytest.raises(ConfigError, match=str(chosen.nm)):
-        check_ports_free(dataclasses.replace(chosen, rpc=chosen.nm))
-
-
-def test_a_port_that_was_just_closed_is_free() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = int(server.getsockname()[1])
-        socket.create_connection(("127.0.0.1", port)).close()
-    check_ports_free(dataclasses.replace(ports(), nm=port))
 
 
 def test_the_variable_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,3 +54,10 @@ def test_a_number_that_is_no_port_is_refused(port: int) -> None:
 
 def test_nobody_holds_a_free_port() -> None:
     assert holder(free_port()) is None
+
+
+def test_a_port_that_was_just_closed_is_free() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = int(server.getsockname()[1])
+        socket.create_connection(("127.0.0.1", port)).close()
+    check_ports({"web server": port})
