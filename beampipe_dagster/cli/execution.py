@@ -20,7 +20,7 @@ from beampipe_dagster.config.canonical import canonical_json
 from beampipe_dagster.config.project import ProjectConfig
 from beampipe_dagster.errors import InputError, NotFoundError
 from beampipe_dagster.ledger import artifacts, executions, projects
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.states import ACTIVE, ArtifactKind
 from beampipe_dagster.ledger.tables import batch_execution_record as record
 from beampipe_dagster.sandbox.terminal import age_text, shortened

@@ -13,9 +13,9 @@ from rich.text import Text
 from sqlalchemy.engine import Connection
 
 from beampipe_dagster.cli.render import DIGITS, cell, facts, number, section, table, when
-from beampipe_dagster.ledger import artifacts, executions
+from beampipe_dagster.ledger import artifacts, observations
 from beampipe_dagster.ledger.artifacts import Artifact
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.states import OutputState, SchedulerState
 from beampipe_dagster.sandbox.terminal import age_text, clean
 from beampipe_dagster.sandbox.watch import drops_text, word_text
@@ -69,7 +69,7 @@ def load(conn: Connection, execution: Execution) -> ExecutionPage:
     return ExecutionPage(
         execution=execution,
         artifacts=artifacts.listing(conn, execution.id),
-        observations=executions.observations_of(conn, execution.id),
+        observations=observations.of(conn, execution.id),
     )
 
 

@@ -16,7 +16,7 @@ from beampipe_dagster.cli.render import cell, emit, facts, number, table, when
 from beampipe_dagster.cli.source_file import STDIN, read_sources
 from beampipe_dagster.cli.source_view import load, show_source
 from beampipe_dagster.ledger import projects, sources
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.sources import NewSource, Source
 from beampipe_dagster.sandbox.terminal import shortened
 from beampipe_dagster.sandbox.watch import drops_text, word_text

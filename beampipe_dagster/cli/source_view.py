@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 from beampipe_dagster.cli.render import DIGITS, cell, facts, number, section, short_ids, table, when
 from beampipe_dagster.ledger import archive, sources
 from beampipe_dagster.ledger.archive import SignatureChange
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.sources import Source
 from beampipe_dagster.sandbox.terminal import age_text, short_key, shortened
 from beampipe_dagster.sandbox.watch import drops_text, word_text

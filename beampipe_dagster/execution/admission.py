@@ -19,7 +19,7 @@ from beampipe_dagster.errors import BeampipeError, ConflictError
 from beampipe_dagster.ids import Ids
 from beampipe_dagster.ledger import archive, executions, profiles, projects, provenance, sources
 from beampipe_dagster.ledger.engine import Ledger, queue
-from beampipe_dagster.ledger.executions import Execution, NewExecution
+from beampipe_dagster.ledger.execution_values import Execution, NewExecution
 from beampipe_dagster.ledger.profiles import StoredProfile
 from beampipe_dagster.ledger.projects import ProjectRevision
 from beampipe_dagster.ledger.sources import Source

@@ -16,7 +16,7 @@ from beampipe_dagster.errors import ConflictError
 from beampipe_dagster.execution.admission import AdmissionService
 from beampipe_dagster.ledger import executions
 from beampipe_dagster.ledger.engine import Ledger
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.states import ACTIVE, Status, SubmissionState
 from beampipe_dagster.ledger.tables import batch_execution_record as record
 

@@ -9,7 +9,7 @@ from sqlalchemy.engine import Connection
 from beampipe_dagster.clock import Clock, rfc3339
 from beampipe_dagster.ids import Ids
 from beampipe_dagster.ledger import executions, fsm, outbox, provenance, sources
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.states import Status, TerminalOutcome
 
 OUTCOME_ASSET: Final = "execution_outcome"

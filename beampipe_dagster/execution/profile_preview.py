@@ -10,7 +10,7 @@ from beampipe_dagster.backends.slurm import session_files as slurm_files
 from beampipe_dagster.config.canonical import JsonValue
 from beampipe_dagster.config.profile import DeploymentProfile, RestRemote, SlurmRemote
 from beampipe_dagster.execution.submission import session_id, session_pattern
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger.execution_values import Execution
 
 EXECUTION: Final = "<execution>"
 CREATED: Final = "<created>"

@@ -49,7 +49,7 @@ from beampipe_dagster.ids import Ids
 from beampipe_dagster.ledger import archive, artifacts, executions, fsm, projects, provenance
 from beampipe_dagster.ledger.artifacts import Artifact
 from beampipe_dagster.ledger.engine import Ledger
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.states import (
     ArtifactKind,
     ControlPhase,

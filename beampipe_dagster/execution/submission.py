@@ -20,8 +20,9 @@ from beampipe_dagster.execution import run_record
 from beampipe_dagster.execution.holder import Holder
 from beampipe_dagster.execution.steps import ExecutionSteps, StepReport, needed, profile_of
 from beampipe_dagster.ids import Ids
-from beampipe_dagster.ledger import artifacts, executions, fsm, provenance
-from beampipe_dagster.ledger.executions import Execution, Observation
+from beampipe_dagster.ledger import artifacts, executions, fsm, observations, provenance
+from beampipe_dagster.ledger.execution_values import Execution
+from beampipe_dagster.ledger.observations import Observation
 from beampipe_dagster.ledger.states import (
     ArtifactKind,
     ControlPhase,
@@ -129,7 +130,7 @@ class Submission:
                 "intent_persisted",
                 payload={"session_id": name, "manager_url": backend.url, "drops": drops},
             )
-            executions.observe(conn, [seen], ids=self._steps.ids, now=now)
+            observations.record(conn, [seen], ids=self._steps.ids, now=now)
             payload = {"session_id": name, "manager_url": backend.url, "attempt": attempt}
             self._steps.tell(conn, moved, "execution.execute_started", payload)
         return moved

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
 from beampipe_dagster.clock import rfc3339
-from beampipe_dagster.config.canonical import JsonValue
 from beampipe_dagster.errors import ConflictError, NotFoundError
-from beampipe_dagster.ids import Ids
 from beampipe_dagster.ledger import fsm
-from beampipe_dagster.ledger.rows import to_value
+from beampipe_dagster.ledger.execution_values import Execution, NewExecution, to_execution
 from beampipe_dagster.ledger.states import (
     ACTIVE,
     TERMINAL,
     ControlPhase,
     DaliugeState,
-    ExecutionPhase,
     OutputState,
     SchedulerState,
     Status,
@@ -31,121 +27,8 @@ from beampipe_dagster.ledger.states import (
 )
 from beampipe_dagster.ledger.tables import (
     batch_execution_record,
-    execution_observations,
     execution_sources,
 )
-
-_WORDS: Final[dict[str, type[StrEnum]]] = {
-    "status": Status,
-    "execution_phase": ExecutionPhase,
-    "control_phase": ControlPhase,
-    "submission_state": SubmissionState,
-    "scheduler_state": SchedulerState,
-    "daliuge_state": DaliugeState,
-    "output_state": OutputState,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Execution:
-    """A row of the execution ledger."""
-
-    id: str
-    project_module: str
-    partition_key: str
-    claim_token: str
-    sources: list[dict[str, Any]]
-    archive_name: str
-    discovery_signature: str
-    project_config_id: str
-    deployment_profile_id: str | None
-    deployment_profile_revision: int | None
-    deployment_profile_snapshot: dict[str, Any]
-    workflow_manifest: dict[str, Any] | None
-    manifest_sha256: str | None
-    source_graph_sha256: str | None
-    patched_graph_sha256: str | None
-    physical_graph_sha256: str | None
-    dataset_count: int
-    status: Status
-    execution_phase: ExecutionPhase | None
-    control_phase: ControlPhase
-    submission_state: SubmissionState
-    submission_deadline_at: datetime | None
-    scheduler_name: str | None
-    scheduler_job_id: str | None
-    scheduler_state: SchedulerState
-    daliuge_session_id: str | None
-    daliuge_manager_url: str | None
-    daliuge_state: DaliugeState
-    drop_counts: dict[str, int] | None
-    output_state: OutputState
-    output_verification_required: bool
-    terminal_outcome: str | None
-    failure_class: str | None
-    last_error: str | None
-    last_error_code: str | None
-    phase_timestamps: dict[str, str]
-    launch_count: int
-    next_launch_at: datetime | None
-    wait_count: int
-    lease_token: str | None
-    lease_expires_at: datetime | None
-    attempt: int
-    absent_count: int
-    poll_count: int
-    next_poll_at: datetime | None
-    created_by: str
-    retry_count: int
-    created_at: datetime
-    updated_at: datetime
-    started_at: datetime | None
-    completed_at: datetime | None
-
-    @property
-    def terminal(self) -> bool:
-        """Whether nothing is going on any more."""
-        return self.status in TERMINAL
-
-    @property
-    def run_record(self) -> dict[str, Any]:
-        """``workflow_manifest.beampipe_run_record``, empty before anything was submitted."""
-        found = (self.workflow_manifest or {}).get("beampipe_run_record")
-        return dict(found) if isinstance(found, dict) else {}
-
-    @property
-    def source_identifiers(self) -> list[str]:
-        """The sources in the order of admission."""
-        return [source["source_identifier"] for source in self.sources]
-
-
-@dataclass(frozen=True, slots=True)
-class NewExecution:
-    """What admission decides about an execution before it exists."""
-
-    id: str
-    project_module: str
-    partition_key: str
-    claim_token: str
-    sources: list[dict[str, Any]]
-    signatures: dict[str, str]
-    archive_name: str
-    discovery_signature: str
-    project_config_id: str
-    deployment_profile_id: str
-    deployment_profile_revision: int
-    deployment_profile_snapshot: dict[str, Any]
-    output_verification_required: bool
-    output_verification_policy: dict[str, Any]
-    created_by: str
-
-
-def _execution(row: Row[Any]) -> Execution:
-    value = to_value(Execution, row)
-    words = {
-        name: kind(getattr(value, name)) for name, kind in _WORDS.items() if getattr(value, name) is not None
-    }
-    return replace(value, **words)  # type: ignore[arg-type]  # each word has its column's type
 
 
 def create(conn: Connection, new: NewExecution, *, now: datetime) -> Execution:
@@ -224,7 +107,7 @@ def get(conn: Connection, execution_id: str, *, lock: bool = False) -> Execution
             code="execution_not_found",
             hint="list them: beampipe execution list",
         )
-    return _execution(row)
+    return to_execution(row)
 
 
 def select(
@@ -248,7 +131,7 @@ def select(
     )
     if lock:
         statement = statement.with_for_update(skip_locked=True)
-    return [_execution(row) for row in conn.execute(statement)]
+    return [to_execution(row) for row in conn.execute(statement)]
 
 
 def by_partition(conn: Connection, project_module: str, partition_key: str) -> Execution | None:
@@ -450,42 +333,3 @@ def release_lease(conn: Connection, execution_id: str, token: str) -> None:
         .where(columns.id == execution_id, columns.lease_token == token)
         .values(lease_token=None, lease_expires_at=None)
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """Something seen outside."""
-
-    execution_id: str
-    kind: str
-    normalized_state: str
-    raw_state: str | None = None
-    reason: str | None = None
-    payload: JsonValue = None
-
-
-def observe(conn: Connection, observations: Sequence[Observation], *, ids: Ids, now: datetime) -> None:
-    """Keep evidence."""
-    if not observations:
-        return
-    conn.execute(
-        sa.insert(execution_observations),
-        [
-            {
-                "id": ids.new(),
-                "observed_at": now,
-                **{field: getattr(seen, field) for field in Observation.__slots__},
-            }
-            for seen in observations
-        ],
-    )
-
-
-def observations_of(conn: Connection, execution_id: str) -> list[dict[str, Any]]:
-    """All evidence about an execution, oldest first."""
-    rows = conn.execute(
-        sa.select(execution_observations)
-        .where(execution_observations.c.execution_id == execution_id)
-        .order_by(execution_observations.c.observed_at, execution_observations.c.id)
-    )
-    return [dict(row._mapping) for row in rows]  # noqa: SLF001  # SQLAlchemy's public name

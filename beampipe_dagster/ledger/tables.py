@@ -7,10 +7,9 @@ a service.
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 import sqlalchemy as sa
 
+from beampipe_dagster.ledger.schema import VERSION_TABLE, metadata, one_of
 from beampipe_dagster.ledger.states import (
     ArtifactKind,
     ControlPhase,
@@ -24,24 +23,7 @@ from beampipe_dagster.ledger.states import (
 )
 from beampipe_dagster.ledger.types import Json, UtcDateTime
 
-VERSION_TABLE = "ledger_version"
-"""Which migration the ledger is at."""
-
-metadata = sa.MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
-
-
-def _one_of(column: str, words: type[StrEnum]) -> sa.CheckConstraint:
-    listed = ", ".join(f"'{word.value}'" for word in words)
-    return sa.CheckConstraint(f"{column} IS NULL OR {column} IN ({listed})", name=column)
-
+__all__ = ["VERSION_TABLE", "metadata"]
 
 project_configs = sa.Table(
     "project_configs",
@@ -245,14 +227,14 @@ batch_execution_record = sa.Table(
     sa.Column("updated_at", UtcDateTime, nullable=False),
     sa.Column("started_at", UtcDateTime),
     sa.Column("completed_at", UtcDateTime),
-    _one_of("status", Status),
-    _one_of("execution_phase", ExecutionPhase),
-    _one_of("control_phase", ControlPhase),
-    _one_of("submission_state", SubmissionState),
-    _one_of("scheduler_state", SchedulerState),
-    _one_of("daliuge_state", DaliugeState),
-    _one_of("output_state", OutputState),
-    _one_of("terminal_outcome", TerminalOutcome),
+    one_of("status", Status),
+    one_of("execution_phase", ExecutionPhase),
+    one_of("control_phase", ControlPhase),
+    one_of("submission_state", SubmissionState),
+    one_of("scheduler_state", SchedulerState),
+    one_of("daliuge_state", DaliugeState),
+    one_of("output_state", OutputState),
+    one_of("terminal_outcome", TerminalOutcome),
     sa.CheckConstraint(
         "status <> 'completed' OR NOT output_verification_required OR output_state = 'verified'",
         name="completed_is_verified",
@@ -310,7 +292,7 @@ execution_artifacts = sa.Table(
     sa.Column("producer_phase", sa.String(30), nullable=False),
     sa.Column("metadata", Json, nullable=False),
     sa.Column("created_at", UtcDateTime, nullable=False),
-    _one_of("kind", ArtifactKind),
+    one_of("kind", ArtifactKind),
     sa.UniqueConstraint("execution_id", "kind", "sha256"),
 )
 """Immutable documents; the content is the canonical JSON text, zlib-compressed."""

@@ -25,9 +25,10 @@ from beampipe_dagster.execution.outcome import finish
 from beampipe_dagster.execution.reconcile import Axes, Decision, NextAction, reconcile
 from beampipe_dagster.execution.steps import profile_of
 from beampipe_dagster.ids import Ids
-from beampipe_dagster.ledger import artifacts, executions, fsm, leases, provenance
+from beampipe_dagster.ledger import artifacts, executions, fsm, leases, observations, provenance
 from beampipe_dagster.ledger.engine import Ledger
-from beampipe_dagster.ledger.executions import Execution, Observation
+from beampipe_dagster.ledger.execution_values import Execution
+from beampipe_dagster.ledger.observations import Observation
 from beampipe_dagster.ledger.states import (
     ACTIVE,
     TERMINAL,
@@ -206,7 +207,7 @@ class PollService:
         now = self._clock.now()
         changed = seen.state is not execution.daliuge_state
         if changed:
-            executions.observe(conn, [_evidence(execution, seen)], ids=self._ids, now=now)
+            observations.record(conn, [_evidence(execution, seen)], ids=self._ids, now=now)
         if seen.state is DaliugeState.NOT_CREATED:
             return self._absent(conn, execution, seen, now)
         drops = _counts(seen) or execution.drop_counts

@@ -21,9 +21,10 @@ from beampipe_dagster.errors import BeampipeError, ConfigError, ConflictError
 from beampipe_dagster.execution.steps import profile_of
 from beampipe_dagster.execution.submission import record_receipt
 from beampipe_dagster.ids import Ids
-from beampipe_dagster.ledger import executions, fsm, provenance
+from beampipe_dagster.ledger import executions, fsm, observations, provenance
 from beampipe_dagster.ledger.engine import Ledger
-from beampipe_dagster.ledger.executions import Execution, Observation
+from beampipe_dagster.ledger.execution_values import Execution
+from beampipe_dagster.ledger.observations import Observation
 from beampipe_dagster.ledger.states import ACTIVE, ControlPhase, Status, SubmissionState
 from beampipe_dagster.ledger.tables import batch_execution_record as record
 
@@ -215,4 +216,4 @@ class UncertainSubmissions:
             reason="looked for a submission without a receipt",
             payload={"session_id": execution.daliuge_session_id},
         )
-        executions.observe(conn, [seen], ids=self._ids, now=self._clock.now())
+        observations.record(conn, [seen], ids=self._ids, now=self._clock.now())

@@ -27,7 +27,7 @@ from beampipe_dagster.config.settings import Settings
 from beampipe_dagster.errors import BeampipeError, ConfigError, ConflictError
 from beampipe_dagster.execution.projects import read_text
 from beampipe_dagster.ledger import executions, projects, sources
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.sources import NewSource, Source
 from beampipe_dagster.ledger.states import Status
 from beampipe_dagster.ledger.tables import batch_execution_record as record

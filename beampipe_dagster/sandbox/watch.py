@@ -13,7 +13,7 @@ from rich.text import Text
 from sqlalchemy.engine import Connection
 
 from beampipe_dagster.ledger import executions, sources
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.sources import Source
 from beampipe_dagster.ledger.states import ACTIVE, DaliugeState
 from beampipe_dagster.ledger.tables import batch_execution_record

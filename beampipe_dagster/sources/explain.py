@@ -18,7 +18,7 @@ from beampipe_dagster.config.canonical import JsonValue
 from beampipe_dagster.config.project import DiscoveryAutomation, ExecutionAutomation, ProjectConfig
 from beampipe_dagster.errors import BeampipeError
 from beampipe_dagster.ledger import archive, executions, profiles, projects, sources
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.sources import Source
 from beampipe_dagster.ledger.states import Status
 from beampipe_dagster.ledger.tables import source_registry

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from beampipe_dagster.ledger import executions
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.sources import Source, chunks
 from beampipe_dagster.ledger.states import (
     ControlPhase,

@@ -24,7 +24,7 @@ from beampipe_dagster.ledger import (
     provenance,
     sources,
 )
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.states import (
     ArtifactKind,
     ControlPhase,

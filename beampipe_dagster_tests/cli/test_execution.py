@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from beampipe_dagster.cli.render import short_ids
 from beampipe_dagster.config.canonical import sha256_hex
 from beampipe_dagster.ledger import artifacts, projects
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.states import ArtifactKind, ControlPhase, Status, SubmissionState
 from beampipe_dagster.ledger.tables import project_configs
 from beampipe_dagster_tests.cli.support import LOG, SURVEY, Beampipe, World

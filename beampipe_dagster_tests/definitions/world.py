@@ -25,7 +25,7 @@ from beampipe_dagster.defs.build import build_definitions
 from beampipe_dagster.defs.resources import FixedPlatform
 from beampipe_dagster.discovery.archive import Answer, AnswerClass, Evidence, archive_error
 from beampipe_dagster.ledger import executions, outbox, sources
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.outbox import StoredMessage
 from beampipe_dagster.ledger.sources import NewSource, Source
 from beampipe_dagster.ledger.tables import batch_execution_record as record

@@ -12,7 +12,7 @@ from beampipe_dagster.errors import ConflictError, NotFoundError
 from beampipe_dagster.execution.admission import AdmissionReport
 from beampipe_dagster.ids import UuidIds
 from beampipe_dagster.ledger import archive, executions, sources
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.tables import daliuge_deployment_profile
 from beampipe_dagster.signature.payload import combined_signature
 from beampipe_dagster_tests.support.ledgers import SURVEY, at_once

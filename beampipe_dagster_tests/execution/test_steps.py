@@ -20,7 +20,7 @@ from beampipe_dagster.errors import (
 )
 from beampipe_dagster.execution.steps import LONGEST_WAIT_SECONDS
 from beampipe_dagster.ledger import artifacts
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.states import ArtifactKind, ControlPhase, ExecutionPhase, Status
 from beampipe_dagster.ledger.tables import discovery_signatures, project_configs
 from beampipe_dagster_tests.support.fake_daliuge import Fault

@@ -16,8 +16,8 @@ from beampipe_dagster.errors import (
     SubmissionUncertainError,
 )
 from beampipe_dagster.execution import submission
-from beampipe_dagster.ledger import executions
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger import executions, observations
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.states import ControlPhase, DaliugeState, ExecutionPhase, Status, SubmissionState
 from beampipe_dagster_tests.support.fake_daliuge import DEPLOY_FAULTS, Fault
 from beampipe_dagster_tests.support.ledgers import at_once
@@ -82,7 +82,7 @@ def test_the_intent_is_in_the_ledger_before_the_first_call(
     def look() -> None:
         seen.append(stage.execution(translated))
         with stage.ledger.read() as conn:
-            evidence.extend(executions.observations_of(conn, translated.id))
+            evidence.extend(observations.of(conn, translated.id))
 
     on_call(stage, monkeypatch, "create", look)
     stage.do("backend_run", translated)

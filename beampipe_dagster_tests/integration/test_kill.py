@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 
 from beampipe_dagster.ledger import executions, provenance
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.sources import NewSource
 from beampipe_dagster.ledger.states import Status, SubmissionState
 from beampipe_dagster_tests.support.stack import SURVEY, Gate, Stack, living, new_options, running_stack

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.states import Status
 from beampipe_dagster_tests.support.browser import browser, keep, new_page
 from beampipe_dagster_tests.support.stack import SURVEY, Stack, running_stack

@@ -9,9 +9,10 @@ from sqlalchemy.exc import IntegrityError
 
 from beampipe_dagster.errors import ConflictError, NotFoundError
 from beampipe_dagster.ids import SequenceIds, UuidIds
-from beampipe_dagster.ledger import executions, fsm
+from beampipe_dagster.ledger import executions, fsm, observations
 from beampipe_dagster.ledger.engine import Ledger
-from beampipe_dagster.ledger.executions import Execution, Observation
+from beampipe_dagster.ledger.execution_values import Execution
+from beampipe_dagster.ledger.observations import Observation
 from beampipe_dagster.ledger.states import ControlPhase, DaliugeState, Status, SubmissionState
 from beampipe_dagster.ledger.tables import batch_execution_record as record
 from beampipe_dagster.ledger.tables import execution_artifacts, execution_sources
@@ -293,9 +294,9 @@ def test_evidence_is_kept_in_its_order(ledger: Ledger, ids: SequenceIds) -> None
     with ledger.begin() as conn:
         for state in ("running", "finished"):
             seen = Observation(made.id, "daliuge_session", state, payload={"a": [1]})
-            executions.observe(conn, [seen], ids=ids, now=START)
-        executions.observe(conn, [], ids=ids, now=START)
-        kept = executions.observations_of(conn, made.id)
+            observations.record(conn, [seen], ids=ids, now=START)
+        observations.record(conn, [], ids=ids, now=START)
+        kept = observations.of(conn, made.id)
     assert [(one["normalized_state"], one["payload"]) for one in kept] == [
         ("running", {"a": [1]}),
         ("finished", {"a": [1]}),

@@ -19,7 +19,7 @@ from beampipe_dagster.clock import SystemClock
 from beampipe_dagster.errors import BeampipeError
 from beampipe_dagster.ids import UuidIds
 from beampipe_dagster.ledger.engine import Ledger
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.states import Status
 from beampipe_dagster.ledger.tables import discovery_claims
 from beampipe_dagster_tests.support.archives import FakeArchives

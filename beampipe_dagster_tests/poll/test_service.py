@@ -7,8 +7,8 @@ import sqlalchemy as sa
 
 from beampipe_dagster.errors import BeampipeError
 from beampipe_dagster.ids import UuidIds
-from beampipe_dagster.ledger import executions
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger import observations
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.states import ControlPhase, DaliugeState, Status
 from beampipe_dagster.ledger.tables import batch_execution_record as record
 from beampipe_dagster.ledger.tables import execution_artifacts
@@ -177,7 +177,7 @@ def test_evidence_is_kept_when_it_changes_and_not_at_every_look(stage: Stage) ->
     stage.daliuge.go(stage.session(execution), FINISHED)
     tick(stage)
     with stage.ledger.read() as conn:
-        states = [one["normalized_state"] for one in executions.observations_of(conn, execution.id)]
+        states = [one["normalized_state"] for one in observations.of(conn, execution.id)]
     assert states == ["intent_persisted", "finished"]
 
 

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from beampipe_dagster.backends.daliuge.rest import RestBackend
 from beampipe_dagster.errors import SubmissionUncertainError
 from beampipe_dagster.ledger import executions
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.states import Status, SubmissionState
 from beampipe_dagster.ledger.tables import batch_execution_record as record
 from beampipe_dagster.poll.service import PollReport

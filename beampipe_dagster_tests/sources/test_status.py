@@ -13,7 +13,7 @@ from beampipe_dagster.config.canonical import JsonValue
 from beampipe_dagster.ids import SequenceIds
 from beampipe_dagster.ledger import executions, fsm, sources
 from beampipe_dagster.ledger.engine import Ledger
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.sources import Source
 from beampipe_dagster.ledger.states import ControlPhase, DaliugeState, Status, SubmissionState
 from beampipe_dagster.sources.status import (

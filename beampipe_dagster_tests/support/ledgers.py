@@ -20,7 +20,7 @@ from beampipe_dagster.ids import SequenceIds
 from beampipe_dagster.ledger import executions, projects, registration
 from beampipe_dagster.ledger import sources as registry
 from beampipe_dagster.ledger.engine import Ledger
-from beampipe_dagster.ledger.executions import Execution, NewExecution
+from beampipe_dagster.ledger.execution_values import Execution, NewExecution
 from beampipe_dagster.ledger.migrate import migrate
 from beampipe_dagster.ledger.sources import NewSource, Source
 from beampipe_dagster_tests.support.postgres import PostgresServer

@@ -23,7 +23,7 @@ from beampipe_dagster.execution.steps import StepReport
 from beampipe_dagster.ids import Ids, SequenceIds
 from beampipe_dagster.ledger import executions, outbox, profiles, provenance, sources
 from beampipe_dagster.ledger.engine import Ledger
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.outbox import StoredMessage
 from beampipe_dagster.ledger.provenance import RecordedEvent
 from beampipe_dagster.ledger.sources import NewSource, Source

@@ -29,7 +29,7 @@ from beampipe_dagster.clock import SystemClock
 from beampipe_dagster.config.profile import DeploymentProfile
 from beampipe_dagster.config.settings import Settings
 from beampipe_dagster.ledger import executions, sources
-from beampipe_dagster.ledger.executions import Execution
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.sources import NewSource, Source
 from beampipe_dagster.ledger.tables import batch_execution_record as record
 from beampipe_dagster.sandbox import demo, guard

@@ -1,0 +1,135 @@
+"""What an execution is, as a row of the ledger says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+
+from sqlalchemy.engine import Row
+
+from beampipe_dagster.ledger.rows import to_value
+from beampipe_dagster.ledger.states import (
+    TERMINAL,
+    ControlPhase,
+    DaliugeState,
+    ExecutionPhase,
+    OutputState,
+    SchedulerState,
+    Status,
+    SubmissionState,
+)
+
+_WORDS: Final[dict[str, type[StrEnum]]] = {
+    "status": Status,
+    "execution_phase": ExecutionPhase,
+    "control_phase": ControlPhase,
+    "submission_state": SubmissionState,
+    "scheduler_state": SchedulerState,
+    "daliuge_state": DaliugeState,
+    "output_state": OutputState,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """A row of the execution ledger."""
+
+    id: str
+    project_module: str
+    partition_key: str
+    claim_token: str
+    sources: list[dict[str, Any]]
+    archive_name: str
+    discovery_signature: str
+    project_config_id: str
+    deployment_profile_id: str | None
+    deployment_profile_revision: int | None
+    deployment_profile_snapshot: dict[str, Any]
+    workflow_manifest: dict[str, Any] | None
+    manifest_sha256: str | None
+    source_graph_sha256: str | None
+    patched_graph_sha256: str | None
+    physical_graph_sha256: str | None
+    dataset_count: int
+    status: Status
+    execution_phase: ExecutionPhase | None
+    control_phase: ControlPhase
+    submission_state: SubmissionState
+    submission_deadline_at: datetime | None
+    scheduler_name: str | None
+    scheduler_job_id: str | None
+    scheduler_state: SchedulerState
+    daliuge_session_id: str | None
+    daliuge_manager_url: str | None
+    daliuge_state: DaliugeState
+    drop_counts: dict[str, int] | None
+    output_state: OutputState
+    output_verification_required: bool
+    terminal_outcome: str | None
+    failure_class: str | None
+    last_error: str | None
+    last_error_code: str | None
+    phase_timestamps: dict[str, str]
+    launch_count: int
+    next_launch_at: datetime | None
+    wait_count: int
+    lease_token: str | None
+    lease_expires_at: datetime | None
+    attempt: int
+    absent_count: int
+    poll_count: int
+    next_poll_at: datetime | None
+    created_by: str
+    retry_count: int
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing is going on any more."""
+        return self.status in TERMINAL
+
+    @property
+    def run_record(self) -> dict[str, Any]:
+        """``workflow_manifest.beampipe_run_record``, empty before anything was submitted."""
+        found = (self.workflow_manifest or {}).get("beampipe_run_record")
+        return dict(found) if isinstance(found, dict) else {}
+
+    @property
+    def source_identifiers(self) -> list[str]:
+        """The sources in the order of admission."""
+        return [source["source_identifier"] for source in self.sources]
+
+
+@dataclass(frozen=True, slots=True)
+class NewExecution:
+    """What admission decides about an execution before it exists."""
+
+    id: str
+    project_module: str
+    partition_key: str
+    claim_token: str
+    sources: list[dict[str, Any]]
+    signatures: dict[str, str]
+    archive_name: str
+    discovery_signature: str
+    project_config_id: str
+    deployment_profile_id: str
+    deployment_profile_revision: int
+    deployment_profile_snapshot: dict[str, Any]
+    output_verification_required: bool
+    output_verification_policy: dict[str, Any]
+    created_by: str
+
+
+def to_execution(row: Row[Any]) -> Execution:
+    """The value of a row."""
+    value = to_value(Execution, row)
+    words = {
+        name: kind(getattr(value, name)) for name, kind in _WORDS.items() if getattr(value, name) is not None
+    }
+    return replace(value, **words)  # type: ignore[arg-type]  # each word has its column's type
