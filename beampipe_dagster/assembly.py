@@ -5,22 +5,38 @@ Used by Dagster's side and by the command line, so that both do the same things 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 from typing import Final
 
+from beampipe_dagster.backends.daliuge.access import Access
 from beampipe_dagster.backends.provider import BackendProvider
 from beampipe_dagster.clock import Clock, SystemClock
 from beampipe_dagster.config.settings import Settings
 from beampipe_dagster.discovery.archives import ArchiveProvider, TapArchives
+from beampipe_dagster.discovery.gate import ArchiveGate
+from beampipe_dagster.discovery.job_store import LedgerJobs
+from beampipe_dagster.discovery.polite import PoliteArchives
+from beampipe_dagster.discovery.retention import PartitionRetention
 from beampipe_dagster.discovery.service import DiscoveryService
+from beampipe_dagster.discovery.staging.client import StagingClient
+from beampipe_dagster.discovery.staging.credentials import Credentials
+from beampipe_dagster.discovery.staging.options import StagingOptions
+from beampipe_dagster.discovery.staging.service import StagingService
+from beampipe_dagster.discovery.watermark import WatermarkService
 from beampipe_dagster.execution.admission import AdmissionService
 from beampipe_dagster.execution.graph_fetch import GraphFetcher
 from beampipe_dagster.execution.launch import Launcher
+from beampipe_dagster.execution.prepare import Preparation
 from beampipe_dagster.execution.projects import ProjectService
+from beampipe_dagster.execution.retry_policy import RetryPolicy
+from beampipe_dagster.execution.staging import StagingStep
 from beampipe_dagster.execution.steps import ExecutionSteps
 from beampipe_dagster.execution.submission import Submission
 from beampipe_dagster.ids import Ids, UuidIds
+from beampipe_dagster.ledger.circuits import Rules
 from beampipe_dagster.ledger.engine import Ledger
 from beampipe_dagster.ledger.migrate import migrate
 from beampipe_dagster.poll.service import PollService
@@ -43,7 +59,8 @@ class Platform:
     @cached_property
     def backends(self) -> BackendProvider:
         """Clients of translators and managers."""
-        return BackendProvider(clock=self.clock, tm_url=self.settings.tm_url)
+        access = Access.of(header=self.settings.daliuge_auth_header, ca_file=self.settings.daliuge_ca_file)
+        return BackendProvider(clock=self.clock, tm_url=self.settings.tm_url, access=access)
 
     @cached_property
     def projects(self) -> ProjectService:
@@ -75,6 +92,24 @@ class Platform:
             batching=self.settings.discovery_batching,
             lease_seconds=self.settings.lease_seconds,
             quarantine_after=self.settings.discovery_quarantine_after,
+            vanish_recheck=timedelta(minutes=self.settings.discovery_vanish_recheck_minutes),
+            queue_max_depth=self.settings.queue_max_depth,
+            circuits=self.archives if isinstance(self.archives, PoliteArchives) else None,
+        )
+
+    @cached_property
+    def watermarks(self) -> WatermarkService:
+        """New rows, found for all sources of a survey at once."""
+        return WatermarkService(ledger=self.ledger, clock=self.clock, ids=self.ids, archives=self.archives)
+
+    @cached_property
+    def retention(self) -> PartitionRetention:
+        """Keys that leave Dagster's partitions."""
+        return PartitionRetention(
+            ledger=self.ledger,
+            clock=self.clock,
+            keep=timedelta(days=self.settings.partition_retention_days),
+            live_keys=self.settings.partition_live_keys,
         )
 
     @cached_property
@@ -85,6 +120,19 @@ class Platform:
             clock=self.clock,
             ids=self.ids,
             max_in_flight=self.settings.execution_max_in_flight,
+            retry=RetryPolicy(
+                self.settings.execution_retry_max_attempts,
+                self.settings.execution_retry_first_delay_minutes,
+                self.settings.execution_retry_factor,
+            ),
+            tick_seconds=self.settings.tick_interval_seconds,
+        )
+
+    @cached_property
+    def preparation(self) -> Preparation:
+        """What would run, without running it."""
+        return Preparation(
+            ledger=self.ledger, clock=self.clock, max_in_flight=self.settings.execution_max_in_flight
         )
 
     @cached_property
@@ -111,7 +159,34 @@ class Platform:
     @cached_property
     def submission(self) -> Submission:
         """The deploy."""
-        return Submission(steps=self.steps, deadline_seconds=float(self.settings.submission_timeout_seconds))
+        return Submission(
+            steps=self.steps,
+            deadline_seconds=float(self.settings.submission_timeout_seconds),
+            fill=self.staging.fill,
+        )
+
+    @cached_property
+    def staging(self) -> StagingStep:
+        """Files that an archive brings online first."""
+        settings = self.settings
+        return StagingStep(
+            steps=self.steps,
+            service=StagingService(
+                ledger=self.ledger,
+                clock=self.clock,
+                ids=self.ids,
+                client=lambda: StagingClient(
+                    credentials=Credentials.from_env, login_url=settings.casda_login_url, clock=self.clock
+                ),
+                options=StagingOptions(
+                    by_sbid=settings.stage_by_sbid,
+                    poll_seconds=settings.staging_poll_seconds,
+                    patience_seconds=settings.staging_patience_seconds,
+                    create_deadline_seconds=settings.staging_create_deadline_seconds,
+                    min_validity_seconds=settings.staging_min_validity_seconds,
+                ),
+            ),
+        )
 
     @cached_property
     def poll(self) -> PollService:
@@ -123,6 +198,7 @@ class Platform:
             backends=self.backends,
             interval_seconds=self.settings.poll_interval_seconds,
             delete_sessions=self.settings.delete_sessions,
+            stuck_seconds=self.settings.poll_stuck_seconds,
         )
 
 
@@ -143,13 +219,60 @@ def assemble(
         The ledger cannot be reached or migrated.
     """
     settings = settings or Settings.from_env()
-    clock = clock or SystemClock()
+    clock, ids = clock or SystemClock(), ids or UuidIds()
     ledger = Ledger(settings.database_url)
     migrate(ledger)
     return Platform(
         settings=settings,
         ledger=ledger,
         clock=clock,
-        ids=ids or UuidIds(),
-        archives=archives or TapArchives(urls=settings.archive_urls, clock=clock),
+        ids=ids,
+        archives=archives or polite_archives(settings, ledger=ledger, clock=clock, ids=ids),
+    )
+
+
+def polite_archives(
+    settings: Settings,
+    *,
+    ledger: Ledger,
+    clock: Clock,
+    ids: Ids,
+    environ: Mapping[str, str] | None = None,
+    actor: str = "system",
+) -> PoliteArchives:
+    """The archives that surveys name, each behind its gate in the ledger.
+
+    Parameters
+    ----------
+    environ
+        Where credentials are looked up; by default the process's environment.
+    actor
+        On whose behalf they are asked.
+    """
+    services = TapArchives(
+        urls=settings.archive_urls,
+        clock=clock,
+        environ=environ,
+        jobs=LedgerJobs(ledger=ledger, clock=clock, ids=ids),
+    )
+    gate = ArchiveGate(
+        ledger=ledger,
+        clock=clock,
+        ids=ids,
+        rules=Rules(
+            failures_to_open=settings.archive_failures_to_open,
+            open_seconds=settings.archive_open_seconds,
+            longest_open_seconds=settings.archive_longest_open_seconds,
+        ),
+        timeout_seconds=settings.archive_gate_timeout_seconds,
+        ttl_seconds=settings.lease_seconds,
+        actor=actor,
+    )
+    return PoliteArchives(
+        archives=services,
+        url_of=services.url_of,
+        gate=gate,
+        clock=clock,
+        limits=settings.limits_by_archive,
+        default_limits=settings.archive_limits,
     )

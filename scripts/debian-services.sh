@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# What the tests use beside Python: PostgreSQL's programs and Chromium. Root on Debian gets what is missing
-# installed; anybody else is told about it, and the tests that need it are skipped.
+# What the tests use beside Python: PostgreSQL's programs, Chromium and Java, and what unpack-debian.sh gets. Root on
+# Debian gets what is missing installed; anybody else is told about it, and the tests that need it are skipped.
 set -euo pipefail
 
 missing=()
 compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || missing+=(postgresql)
 command -v chromium >/dev/null || command -v chromium-browser >/dev/null || missing+=(chromium)
+# STILTS is a Java program.
+command -v java >/dev/null || missing+=(default-jre-headless)
 if ((${#missing[@]} == 0)); then
-    exit 0
+    exec "$(dirname "$0")/unpack-debian.sh"
 fi
 if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
     echo "installing ${missing[*]}"
@@ -22,3 +24,4 @@ if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
 else
     echo "not installed: ${missing[*]}; the tests that need them are skipped (Debian: apt-get install ${missing[*]})"
 fi
+exec "$(dirname "$0")/unpack-debian.sh"

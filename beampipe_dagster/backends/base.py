@@ -6,7 +6,7 @@ submission is never repeated by a backend; whether it may be is said by the clas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -158,13 +158,25 @@ class Backend(Protocol):
         """
         ...
 
-    def observe(self, sessions: Mapping[str, frozenset[str] | None]) -> dict[str, SessionObservation]:
+    def observe(
+        self,
+        sessions: Mapping[str, frozenset[str] | None],
+        *,
+        counted: Collection[str] | None = None,
+        seconds: float | None = None,
+    ) -> dict[str, SessionObservation]:
         """Look at many sessions; a service that is away is an observation, not an error.
 
         Parameters
         ----------
         sessions
-            Session id to the identifiers of the drops that it must have, None where not known.
+            Session id to the identifiers of the drops that it must have, None where not known. A value
+            is asked for only when a session says that it has finished.
+        counted
+            Sessions whose drops are to be counted while they run, which takes a request each; all when
+            None. Those that have ended are counted anyhow.
+        seconds
+            When to stop asking. A session that there was no time for is not in the answer.
         """
         ...
 

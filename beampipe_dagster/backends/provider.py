@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from beampipe_dagster.backends.base import Backend
+from beampipe_dagster.backends.daliuge.access import Access
 from beampipe_dagster.backends.daliuge.manager import IslandManager, manager_url
 from beampipe_dagster.backends.daliuge.rest import RestBackend
 from beampipe_dagster.backends.daliuge.translator import Translator
@@ -22,10 +23,13 @@ class BackendProvider:
         For waits between two looks at a finished session.
     tm_url
         The translator where a profile names none.
+    access
+        What lets in, and what certificates are checked by.
     """
 
-    def __init__(self, *, clock: Clock, tm_url: str | None = None) -> None:
+    def __init__(self, *, clock: Clock, tm_url: str | None = None, access: Access | None = None) -> None:
         self._clock = clock
+        self._access = access or Access()
         self._tm_url = tm_url
         self._lock = threading.Lock()
         self._translators: dict[tuple[str, bool], Translator] = {}
@@ -50,7 +54,11 @@ class BackendProvider:
         with self._lock:
             key = (url, verify)
             if key not in self._translators:
-                self._translators[key] = Translator(url=url, verify=verify)
+                self._translators[key] = Translator(
+                    url=url,
+                    verify=self._access.verification(verify=verify),
+                    headers=self._access.headers,
+                )
             return self._translators[key]
 
     def backend(self, profile: DeploymentProfile) -> Backend:
@@ -79,7 +87,11 @@ class BackendProvider:
             key = (url, target.verify_ssl)
             if key not in self._backends:
                 self._backends[key] = RestBackend(
-                    manager=IslandManager(url=url, verify=target.verify_ssl),
+                    manager=IslandManager(
+                        url=url,
+                        verify=self._access.verification(verify=target.verify_ssl),
+                        headers=self._access.headers,
+                    ),
                     clock=self._clock,
                     verify_ssl=target.verify_ssl,
                 )

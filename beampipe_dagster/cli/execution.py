@@ -14,6 +14,7 @@ from rich.console import Console
 from sqlalchemy.engine import Connection
 
 from beampipe_dagster.cli.core import Context, Group, pass_context
+from beampipe_dagster.cli.execution_queue import launch, prepare, queue
 from beampipe_dagster.cli.execution_view import load, show_execution
 from beampipe_dagster.cli.render import cell, emit, facts, section, short_ids, table, when
 from beampipe_dagster.config.canonical import canonical_json
@@ -58,7 +59,11 @@ def resolve(conn: Connection, prefix: str) -> Execution:
             hint="give some of its first characters (hex digits and dashes), as in: beampipe execution list",
         )
     found = executions.select(
-        conn, record.c.id.startswith(wanted, autoescape=True), limit=CANDIDATES + 1, newest_first=True
+        conn,
+        record.c.id.startswith(wanted, autoescape=True),
+        limit=CANDIDATES + 1,
+        newest_first=True,
+        light=True,
     )
     if not found:
         raise NotFoundError(
@@ -77,12 +82,16 @@ def resolve(conn: Connection, prefix: str) -> Execution:
             hint="give more characters",
             details={"candidates": [item.id for item in found[:CANDIDATES]]},
         )
-    return found[0]
+    return executions.get(conn, found[0].id)
 
 
 @click.group(cls=Group)
 def execution() -> None:
     """Executions: one signature on its way through DALiuGE."""
+
+
+for command in (queue, prepare, launch):
+    execution.add_command(command)
 
 
 @execution.command("list")
@@ -99,7 +108,7 @@ def listing(context: Context, project_id: str | None, limit: int, *, active: boo
             conditions.append(record.c.project_module == project_id)
         if active:
             conditions.append(record.c.status.in_([status.value for status in ACTIVE]))
-        found = executions.select(conn, *conditions, limit=limit + 1, newest_first=True)
+        found = executions.select(conn, *conditions, limit=limit + 1, newest_first=True, light=True)
     more, found = len(found) > limit, found[:limit]
     data = {"executions": [_summary(item) for item in found], "truncated": more}
 

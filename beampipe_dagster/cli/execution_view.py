@@ -48,7 +48,7 @@ class ExecutionPage:
     def as_dict(self, now: datetime) -> dict[str, Any]:
         """The page as JSON; a phase that is still going on lasts until ``now``."""
         run = self.execution
-        hidden = {"workflow_manifest", "lease_token", "project_module", "drop_counts"}
+        hidden = {"workflow_manifest", "lease_token", "project_module", "drop_counts", "light"}
         fields = {name: getattr(run, name) for name in type(run).__slots__ if name not in hidden}
         return {
             **fields,
@@ -127,6 +127,7 @@ def _facts(run: Execution, now: datetime) -> list[tuple[str, object]]:
         ("outcome", f"{outcome}{why}" if outcome else None),
         ("error", error),
         ("next try", later),
+        ("to look at", _escalations(run)),
         ("began", f"{when(run.created_at)} UTC by {run.created_by}"),
         ("ended", ended),
         ("submission", word_text(run.submission_state)),
@@ -140,6 +141,12 @@ def _facts(run: Execution, now: datetime) -> list[tuple[str, object]]:
         ("datasets", run.dataset_count or None),
         ("signature", run.discovery_signature),
     ]
+
+
+def _escalations(run: Execution) -> Text | None:
+    """What an operator was told about it, with what can be done."""
+    told = (run.escalations or {}).values()
+    return cell("\n".join(f"{one['reason']} ({one['hint']})" for one in told), "yellow") if told else None
 
 
 def _unless(state: str, nothing: str) -> Text | None:

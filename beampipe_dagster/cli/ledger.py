@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from rich.console import Console
 
 from beampipe_dagster.cli.core import EXIT_FAILED, Context, Group, pass_context
+from beampipe_dagster.cli.ledger_verify import verify
 from beampipe_dagster.cli.render import cell, emit, facts, number, when
 from beampipe_dagster.ledger import executions, outbox, projects
 from beampipe_dagster.ledger.engine import Ledger, sqlite_path
@@ -19,6 +20,9 @@ from beampipe_dagster.ledger.tables import batch_execution_record, source_regist
 @click.group(cls=Group)
 def ledger() -> None:
     """The ledger's database."""
+
+
+ledger.add_command(verify)
 
 
 @ledger.command("migrate")

@@ -23,9 +23,10 @@ root = Root(
         "profile": (f"{_CLI}.profile:profile", "Deployment profiles: validate, add, list, render."),
         "source": (f"{_CLI}.source:source", "Sources: register, list, show, discover."),
         "execution": (f"{_CLI}.execution:execution", "Executions: list, show."),
+        "archive": (f"{_CLI}.archive:archive", "Archives: list, show, open, close, probe."),
         "timeline": (f"{_CLI}.timeline:timeline", "What happened to a source, an execution, a survey."),
         "sandbox": (f"{_CLI}.sandbox:sandbox", "The sandbox archive: deposits, faults, query log."),
-        "ledger": (f"{_CLI}.ledger:ledger", "The ledger's database: migrate, status."),
+        "ledger": (f"{_CLI}.ledger:ledger", "The ledger's database: migrate, status, verify."),
     },
 )
 """The root group."""

@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection
 from beampipe_dagster.cli.core import EXIT_FAILED, Context, Group, pass_context
 from beampipe_dagster.cli.diagnostics import show_report
 from beampipe_dagster.cli.project_health import health
+from beampipe_dagster.cli.project_prune import prune
 from beampipe_dagster.cli.project_revisions import register, show_notes
 from beampipe_dagster.cli.render import DIGITS, cell, console, emit, facts, number, table, when
 from beampipe_dagster.config.diagnostics import Diagnostic, Severity, ValidationReport
@@ -35,6 +36,7 @@ def project() -> None:
 
 register(project)
 project.add_command(health)
+project.add_command(prune)
 
 
 @project.command("validate")

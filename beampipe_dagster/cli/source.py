@@ -14,6 +14,8 @@ from sqlalchemy.engine import Connection
 from beampipe_dagster.cli.core import Context, Group, pass_context
 from beampipe_dagster.cli.render import cell, emit, facts, number, table, when
 from beampipe_dagster.cli.source_file import STDIN, read_sources
+from beampipe_dagster.cli.source_priority import prioritize
+from beampipe_dagster.cli.source_sweep import sweep
 from beampipe_dagster.cli.source_view import load, show_source
 from beampipe_dagster.ledger import projects, sources
 from beampipe_dagster.ledger.execution_values import Execution
@@ -39,6 +41,10 @@ def source() -> None:
     """Sources: who is to be processed, and what each of them is doing."""
 
 
+source.add_command(sweep)
+source.add_command(prioritize)
+
+
 @source.command("register")
 @PROJECT
 @click.argument("names", nargs=-1)
@@ -55,6 +61,7 @@ def source() -> None:
     show_default=True,
     help="Look at all of them at the next tick, also at those that were looked at not long ago.",
 )
+@click.option("--priority", type=int, metavar="N", help="Higher ones are executed first; 0 unless given.")
 @click.option("--skip-refused", "skip", is_flag=True, help="Register the others when a source is refused.")
 @pass_context
 def register(
@@ -66,6 +73,7 @@ def register(
     disabled: bool,
     discover: bool,
     skip: bool,
+    priority: int | None,
 ) -> None:
     """Register sources with a survey, all of them or none.
 
@@ -79,6 +87,9 @@ def register(
         new += read_sources(file, enabled=not disabled)
     registry = context.platform.registry
     done = registry.register(project_id, new, actor=context.actor, skip_refused=skip)
+    if priority is not None:
+        registered = [*done.added, *done.updated, *done.known]
+        context.platform.admission.prioritize(project_id, registered, priority, actor=context.actor)
     marked = 0
     if discover and not disabled:
         # New ones were never looked at, which makes them due by itself.

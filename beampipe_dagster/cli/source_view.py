@@ -18,9 +18,8 @@ from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.sources import Source
 from beampipe_dagster.sandbox.terminal import age_text, short_key, shortened
 from beampipe_dagster.sandbox.watch import drops_text, word_text
-from beampipe_dagster.signature.diff import FLAGS_DATASET
 from beampipe_dagster.sources.readiness import Blocker, blocker, failed_flags
-from beampipe_dagster.sources.status import SourceState, describe, executions_of
+from beampipe_dagster.sources.status import SourceState, describe, executions_of, vanishing_words
 
 _FIELDS: Final = tuple(name for name in Source.__slots__ if name != "project_module")
 _SHOWN: Final = 4
@@ -135,6 +134,7 @@ def _facts(page: SourcePage, now: datetime) -> list[tuple[str, object]]:
         ("checked", checked),
         ("last look", (source.last_outcome or "").replace("_", " ") or None),
         ("error", f"{error.get('message')}{again}" if error else None),
+        ("missing", vanishing_words(source)),
         ("pending for", waiting),
         ("signature", source.discovery_signature),
         ("executed", _executed(source)),
@@ -197,13 +197,9 @@ def _changes(page: SourcePage, now: datetime) -> Table:
 def what_changed(diff: dict[str, Any]) -> str:
     """A diff of payloads in words: ``2 datasets added in SB73105; flags changed``."""
     parts = []
-    flags = False
     for kind in ("added", "removed", "changed"):
-        listed = diff.get(kind) or []
-        # The flags of a scheduling block are in the list like a dataset of it.
-        mine = [item for item in listed if item.get("dataset") != FLAGS_DATASET]
-        flags = flags or (kind == "changed" and len(mine) < len(listed))
-        count = int((diff.get("counts") or {}).get(kind) or 0) - (len(listed) - len(mine))
+        mine = diff.get(kind) or []
+        count = int((diff.get("counts") or {}).get(kind) or 0)
         if count <= 0:
             continue
         blocks = list(dict.fromkeys(str(item.get("sbid")) for item in mine))
@@ -211,7 +207,7 @@ def what_changed(diff: dict[str, Any]) -> str:
         fields = dict.fromkeys(name for item in mine for name in item.get("fields") or {})
         what = f" ({shortened(', '.join(fields), 80)})" if fields else ""
         parts.append(f"{number(count, 'dataset')} {kind}{f' in {where}' if where else ''}{what}")
-    return "; ".join([*parts, *(["flags changed"] if flags else [])]) or "no dataset"
+    return "; ".join([*parts, *(["flags changed"] if diff.get("flags_count") else [])]) or "no dataset"
 
 
 def _executions(page: SourcePage, now: datetime) -> Table:

@@ -91,6 +91,11 @@ def _asked(payload: Payload) -> str:
     return f"a look was asked for{many}"
 
 
+def _circuit_opened(payload: Payload) -> str:
+    until = f"until {payload['until']}" if payload.get("until") else "until it is closed by hand"
+    return f"archive {_text(payload, 'adapter')} is left alone {until}: {_text(payload, 'reason', 'no reason given')}"
+
+
 def _created(payload: Payload) -> str:
     return f"admitted as {_text(payload, 'partition_key')} with profile {_text(payload, 'profile')}"
 
@@ -153,6 +158,11 @@ _WORDS: Final[dict[str, tuple[Callable[[Payload], str], str]]] = {
     "discovery.quarantined": (
         lambda payload: f"quarantined after {_text(payload, 'failures')} failed looks: {_error(payload)}",
         _BAD,
+    ),
+    "archive.circuit_opened": (_circuit_opened, _BAD),
+    "archive.circuit_closed": (
+        lambda payload: f"archive {_text(payload, 'adapter')} is asked again ({_text(payload, 'how')})",
+        _GOOD,
     ),
     "execution.held": (lambda payload: f"held: {_error(payload)}", _WAITS),
     "execution.created": (_created, ""),

@@ -177,7 +177,7 @@ def _about_templates(config: ProjectConfig, document: YamlDocument) -> Iterator[
 def _about_template(
     query: Query, path: Path, document: YamlDocument, known: set[str], integers: set[str]
 ) -> Iterator[Diagnostic]:
-    unquoted = set(unquoted_names(query.template))
+    unquoted = set(unquoted_names(query.adql_template))
     for name in sorted(unquoted & known - integers):
         yield located(
             document,
@@ -188,7 +188,7 @@ def _about_template(
             "without: an {sbid} that extract_digits makes, or a variable with a literal integer.",
             severity=Severity.WARNING,
         )
-    for name in sorted(set(_PLACEHOLDER.findall(query.template)) - known):
+    for name in sorted(set(_PLACEHOLDER.findall(query.adql_template)) - known):
         yield located(
             document,
             path,

@@ -33,6 +33,10 @@ INT_MIN = -(2**63)
 INT_MAX = 2**64 - 1
 """The largest integer that stays one."""
 
+# Made once: a JSON encoder keeps nothing of what it encodes, and to make one takes longer than a short text.
+_SORTED = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+_ORDERED = json.JSONEncoder(ensure_ascii=False, sort_keys=False, separators=(",", ":"), allow_nan=False)
+
 # The C encoder prints doubles as ``repr`` does. That is the canonical text except for the exponents
 # -5 to -9 (``1e-05``, ``1e-06``), which also makes them easy to find; an integer that may be too
 # long has 19 digits. Manifests are millions of characters without either, so that looking for them
@@ -69,7 +73,12 @@ def canonical_json(value: JsonValue) -> str:
         ``invalid_json``: NaN, an infinity, a lone surrogate, a cycle, nesting beyond the
         interpreter's stack, or an object that JSON cannot hold.
     """
-    return _canonical(value, sort_keys=True)
+    if type(value) is float:
+        text = repr(value)
+        # Without an exponent that is the canonical text; ``inf`` and ``nan`` have an ``n``.
+        if "e" not in text and "n" not in text:
+            return text
+    return _canonical(value, _SORTED)
 
 
 def ordered_json(value: JsonValue) -> str:
@@ -77,14 +86,12 @@ def ordered_json(value: JsonValue) -> str:
 
     For the few digests whose key order is that of a declaration instead of the alphabet.
     """
-    return _canonical(value, sort_keys=False)
+    return _canonical(value, _ORDERED)
 
 
-def _canonical(value: JsonValue, *, sort_keys: bool) -> str:
+def _canonical(value: JsonValue, encoder: json.JSONEncoder) -> str:
     try:
-        text = json.dumps(
-            value, ensure_ascii=False, sort_keys=sort_keys, separators=(",", ":"), allow_nan=False
-        )
+        text = encoder.encode(value)
         raw = text.encode()
         maybe = "e-0" in text or _LONG_RUN in raw.translate(_DIGITS_AS_ZEROS)
         if maybe and _SUSPECT.search(text):
@@ -204,11 +211,21 @@ def sha256_hex(data: str | bytes) -> str:
     ConfigError
         ``invalid_json``: the text holds half of a surrogate pair.
     """
+    return hashlib.sha256(utf8(data) if isinstance(data, str) else data).hexdigest()
+
+
+def utf8(text: str) -> bytes:
+    """A text's UTF-8 bytes.
+
+    Raises
+    ------
+    ConfigError
+        ``invalid_json``: the text holds half of a surrogate pair.
+    """
     try:
-        raw = data.encode() if isinstance(data, str) else data
+        return text.encode()
     except UnicodeEncodeError:
         raise _refused("the text holds half of a surrogate pair, which is no character") from None
-    return hashlib.sha256(raw).hexdigest()
 
 
 def _refused(

@@ -13,11 +13,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, ValidationError, model_validator
 
 from beampipe_dagster.config.canonical import JsonValue, ordered_json, sha256_hex
 from beampipe_dagster.config.diagnostics import dotted, structure_problems
+from beampipe_dagster.config.queries import Discovery as Discovery  # noqa: PLC0414  # a part of this format
+from beampipe_dagster.config.queries import FieldMapping as FieldMapping  # noqa: PLC0414  # a part of this format
+from beampipe_dagster.config.queries import PrepareMetadata as PrepareMetadata  # noqa: PLC0414  # a part of this format
+from beampipe_dagster.config.queries import Query as Query  # noqa: PLC0414  # a part of this format
+from beampipe_dagster.config.queries import SignatureOptions as SignatureOptions  # noqa: PLC0414  # a part of this format
 from beampipe_dagster.config.section import U32, U64, Limit, Many, OneOf, Section
 from beampipe_dagster.config.section import UNKNOWN as UNKNOWN  # noqa: PLC0414  # a word of this format too
 from beampipe_dagster.errors import ConfigError
@@ -61,25 +65,10 @@ HOOKS: Final = ("prepare_metadata", "manifest", "graph_patches")
 """Where an extension can be called."""
 
 
-def _name_or_names(value: object) -> object:
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
-        return tuple(value)
-    raise PydanticCustomError("transform_type", "the name of a transform, or a list of names")
-
-
 TransformKind = Annotated[str, OneOf(TRANSFORM_KINDS)]
 MatchKind = Annotated[str, OneOf(MATCH_KINDS)]
 MatchCount = Annotated[str, OneOf(MATCH_COUNTS)]
 Hook = Annotated[str, OneOf(HOOKS)]
-TransformRef = Annotated[
-    Any,
-    BeforeValidator(_name_or_names),
-    WithJsonSchema(
-        {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}
-    ),
-]
 
 
 class Metadata(Section):
@@ -135,75 +124,6 @@ class GraphSource(Section):
     url: str | None = None
     path: str | None = None
     sha256: str | None = None
-
-
-class Query(Section):
-    """An ADQL template for one archive."""
-
-    name: str = Field(description="What its rows are called elsewhere in this file")
-    adapter: str = Field(description="The archive that is asked")
-    template: str = Field(description="ADQL; {name} is filled in with a template variable")
-    source_id_transform: str | None = Field(
-        None, description="Makes {source_name} of the source identifier, from this query on"
-    )
-
-
-class FieldMapping(Section):
-    """Where a metadata field or a flag comes from."""
-
-    from_: str = Field(
-        default="",
-        alias="from",
-        description="Column of the row; for a flag, a dotted path such as enrichments.NAME",
-    )
-    transform: TransformRef = Field(
-        None, description="Name of a transform, or a list of names that are applied in order"
-    )
-
-    @property
-    def transform_names(self) -> tuple[str, ...]:
-        """The names of the transforms, in order; none for a value that passes through."""
-        if self.transform is None:
-            return ()
-        return (self.transform,) if isinstance(self.transform, str) else tuple(self.transform)
-
-
-class SignatureOptions(Section):
-    """What of the metadata the discovery signature covers. Unknown fields are tolerated here."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
-    omitted_when_empty = frozenset({"exclude_fields"})
-
-    exclude_fields: Many[str] = Field(
-        (), description="Fields that may change without a new signature, at any depth"
-    )
-    include_discovery_flags: bool = Field(True, description="Whether the discovery flags count")
-
-
-class PrepareMetadata(Section):
-    """How archive rows become metadata."""
-
-    field_map: dict[str, FieldMapping] = Field(
-        {}, description="By field of the metadata record: where its value comes from"
-    )
-    discovery_flags: dict[str, FieldMapping] = Field(
-        {}, description="By flag of the source: where its value comes from"
-    )
-    signature: SignatureOptions | None = Field(None, description="What the discovery signature covers")
-
-
-class Discovery(Section):
-    """What to ask the archives, and what to make of the answers."""
-
-    queries: Many[Query] = Field(
-        (), description="Once a source; the first lists its datasets, the others add rows by name"
-    )
-    enrichments: Many[Query] = Field(
-        (), description="Once a scheduling block ({sbid}); the row joins the records"
-    )
-    prepare_metadata: PrepareMetadata | None = Field(
-        None, description="How rows become metadata records, flags and a signature"
-    )
 
 
 class Manifest(Section):
@@ -297,6 +217,26 @@ class OutputVerification(Section):
     inventory_schema: str = Field(INVENTORY_SCHEMA, description="Schema of the inventory of products")
 
 
+class RetryRules(Section):
+    """How often a failed execution is tried again without being asked; what is absent is as the platform has it."""
+
+    max_attempts: Annotated[int, Field(ge=0, le=100)] | None = Field(
+        None, description="Retries of one signature at most; 0 tries nothing again"
+    )
+    first_delay_minutes: Annotated[float, Field(ge=0, le=10_080)] | None = Field(
+        None, description="Time before the first retry"
+    )
+    factor: Annotated[float, Field(ge=1, le=100)] | None = Field(
+        None, description="How much longer each following retry waits"
+    )
+
+
+class Staging(Section):
+    """Whether an archive brings the datasets of an execution online before it runs."""
+
+    enabled: bool = Field(description="Whether data are staged; without the section as the manifest needs it")
+
+
 class ExecutionAutomation(Section):
     """When and how much is executed without being asked."""
 
@@ -322,13 +262,20 @@ class ExecutionAutomation(Section):
         None, description="Looks at a Slurm job before giving up on it"
     )
     execution_rest_remote_poll_max_rounds: Limit | None = Field(
-        None, description="Looks at a session before giving up on it"
+        None,
+        description="Looks at a running session after which an operator is told; nothing is failed for it",
     )
     execution_rest_remote_poll_interval_seconds: float | None = Field(
-        None, description="Time between looks at a session"
+        None, description="Shortest time between two looks at a session, in seconds"
     )
     execution_slurm_remote_poll_interval_seconds: float | None = Field(
         None, description="Time between looks at a Slurm job"
+    )
+    retry: RetryRules | None = Field(
+        None, description="How often what failed for a passing reason is tried again"
+    )
+    weight: Limit | None = Field(
+        None, description="Share of a room that several surveys want, beside theirs; 1 unless given"
     )
 
 
@@ -452,6 +399,7 @@ class ProjectConfig(Section):
         None, description="How an identifier becomes template variables"
     )
     plugins: Many[PluginRef] = Field((), description="Code of the survey's own, in the order of use")
+    staging: Staging | None = Field(None, description="Whether data are staged before they are processed")
 
     def canonical_text(self) -> str:
         """The text under the digest: compact JSON of :meth:`as_json`, in its order."""

@@ -44,6 +44,7 @@ from beampipe_dagster.config.project import (
     ProjectConfig,
     Transform,
 )
+from beampipe_dagster.config.query_rules import query_problems
 from beampipe_dagster.config.yaml_loader import YamlDocument, load_yaml
 from beampipe_dagster.errors import ConfigError
 
@@ -76,6 +77,7 @@ _EXECUTION_LIMITS = (
     "max_wait_minutes",
     "claim_ttl_minutes",
     "concurrent_execution_run_limit",
+    "weight",
     "execution_slurm_remote_poll_max_rounds",
     "execution_rest_remote_poll_max_rounds",
     "execution_rest_remote_poll_interval_seconds",
@@ -310,6 +312,7 @@ class _Rules:
                 for name in ("name", "adapter", "template"):
                     path = ("discovery", part, index, name)
                     yield from self._blank(path, getattr(query, name))
+        yield from self._problems((), query_problems(self._config))
 
     def _identity(self) -> Iterator[Diagnostic]:
         identity = self._config.source_identity

@@ -1,10 +1,11 @@
 """The assets of a survey, read from left to right: registry, metadata, manifest, graphs, run, outcome."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dagster as dg
+from pydantic import Field
 
 from beampipe_dagster.assembly import Platform
 from beampipe_dagster.config.project import ProjectConfig
@@ -12,10 +13,15 @@ from beampipe_dagster.defs import metadata, names
 from beampipe_dagster.defs.resources import PlatformResource
 from beampipe_dagster.discovery.facts import change_facts
 from beampipe_dagster.errors import BeampipeError, ConflictError
+from beampipe_dagster.execution.options import LaunchOptions
+from beampipe_dagster.execution.staged import survey_stages
 from beampipe_dagster.execution.steps import StepReport
 from beampipe_dagster.ledger import archive
 
 Step = Callable[..., StepReport]
+
+SENSOR_TAG = "dagster/sensor_name"
+"""Dagster's own tag of a run that a sensor asked for; what an operator begins has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,7 @@ STEPS = (
         frozenset({"json"}),
         "What the workflow is to process: the signed datasets of the execution's sources, grouped by the survey's "
         "rules.",
-        lambda platform: platform.steps.workflow_manifest,
+        lambda platform: platform.staging.workflow_manifest,
     ),
     _StepAsset(
         names.PREPARED_GRAPH,
@@ -61,6 +67,23 @@ STEPS = (
     ),
 )
 
+STAGED_DATA = _StepAsset(
+    names.STAGED_DATA,
+    names.ARCHIVE_METADATA,
+    frozenset({"casda"}),
+    "The datasets brought online by the archive, by jobs that go on whatever becomes of the run. Their URLs are "
+    "secrets: they are asked for anew at the submission and shown nowhere.",
+    lambda platform: platform.staging.staged_data,
+)
+
+
+def steps_of(config: ProjectConfig) -> tuple[_StepAsset, ...]:
+    """The steps of a survey's executions, in their order: data are staged only where the survey wants it."""
+    if not survey_stages(config):
+        return STEPS
+    first, *others = STEPS
+    return (STAGED_DATA, replace(first, after=names.STAGED_DATA), *others)
+
 
 def survey_assets(config: ProjectConfig) -> list[dg.AssetsDefinition | dg.AssetSpec]:
     """All assets of one survey."""
@@ -68,7 +91,7 @@ def survey_assets(config: ProjectConfig) -> list[dg.AssetsDefinition | dg.AssetS
     return [
         _registry(project_id, config),
         _archive_metadata(project_id, config),
-        *(_step_asset(project_id, spec) for spec in STEPS),
+        *(_step_asset(project_id, spec) for spec in steps_of(config)),
         _outcome(project_id),
     ]
 
@@ -136,8 +159,19 @@ def _archive_metadata(project_id: str, config: ProjectConfig) -> dg.AssetsDefini
     return archive_metadata
 
 
+class LaunchConfig(dg.Config):
+    """What a materialization by hand asks for; an execution that exists already keeps what it was launched with."""
+
+    submit: bool = Field(
+        default=True, description="False ends with the physical graph, as not_submitted: nothing is run."
+    )
+    stage: bool | None = Field(
+        default=None, description="Whether the data are staged; without it as the survey says."
+    )
+
+
 def _step_asset(project_id: str, spec: _StepAsset) -> dg.AssetsDefinition:
-    @dg.asset(
+    described = dg.asset(
         key=names.asset_key(project_id, spec.name),
         group_name=project_id,
         kinds=set(spec.kinds),
@@ -148,22 +182,51 @@ def _step_asset(project_id: str, spec: _StepAsset) -> dg.AssetsDefinition:
         description=spec.description,
         op_tags={names.TAG_KIND: "execution"},
     )
-    def step_asset(context: dg.AssetExecutionContext, platform: PlatformResource) -> None:
-        run_step(context, platform.get(), project_id, spec.step(platform.get()))
+    if spec.after != names.ARCHIVE_METADATA:
 
-    return step_asset
+        def step_asset(context: dg.AssetExecutionContext, platform: PlatformResource) -> None:
+            run_step(context, platform.get(), project_id, spec.step(platform.get()))
+
+        return described(step_asset)
+
+    def first_step_asset(
+        context: dg.AssetExecutionContext, config: LaunchConfig, platform: PlatformResource
+    ) -> None:
+        services = platform.get()
+        options = LaunchOptions(do_stage=config.stage, do_submit=config.submit)
+        run_step(
+            context,
+            services,
+            project_id,
+            spec.step(services),
+            again=SENSOR_TAG not in context.run.tags,
+            options=options,
+        )
+
+    return described(first_step_asset)
 
 
-def run_step(context: dg.AssetExecutionContext, platform: Platform, project_id: str, step: Step) -> None:
+def run_step(
+    context: dg.AssetExecutionContext,
+    platform: Platform,
+    project_id: str,
+    step: Step,
+    *,
+    again: bool = False,
+    options: LaunchOptions | None = None,
+) -> None:
     """Do one step for the execution behind each partition key of the run.
 
-    One key that cannot go on never stops the others; the run fails when none of its keys could.
+    One key that cannot go on never stops the others; the run fails when none of its keys could. The first step of
+    a run that an operator began may try ``again`` what is over, with the ``options`` that were asked for.
     """
     failures: list[BeampipeError] = []
     keys = list(context.partition_keys)
     for key in keys:
         try:
-            execution = platform.launcher.for_partition(project_id, key, actor="dagster")
+            execution = platform.launcher.for_partition(
+                project_id, key, actor="dagster", again=again, options=options
+            )
             report = step(execution.id, holder=context.run.run_id)
         except BeampipeError as error:
             failures.append(error)

@@ -10,11 +10,14 @@ import dagster as dg
 from beampipe_dagster.assembly import Platform
 from beampipe_dagster.config.project import ProjectConfig
 from beampipe_dagster.defs import names
-from beampipe_dagster.defs.assets import STEPS, survey_assets
+from beampipe_dagster.defs.assets import steps_of, survey_assets
 from beampipe_dagster.defs.checks import survey_checks
+from beampipe_dagster.defs.execution_jobs import EXECUTION_JOBS
 from beampipe_dagster.defs.jobs import OPERATOR_JOBS, discover_batch
 from beampipe_dagster.defs.resources import PlatformResource
+from beampipe_dagster.defs.retention import prune_partitions, prune_partitions_daily
 from beampipe_dagster.defs.sensors import execution_tick, poll_executions, scheduler_tick
+from beampipe_dagster.defs.watermarks import sweep_sensors, watermark_sweep
 from beampipe_dagster.ledger import projects
 from beampipe_dagster.ledger.projects import ProjectRevision
 
@@ -49,7 +52,11 @@ def _revisions(services: Platform) -> Iterable[ProjectRevision]:
 
 def _shared(services: Platform) -> dg.Definitions:
     interval = max(1, round(services.settings.poll_interval_seconds))
-    return dg.Definitions(jobs=[discover_batch, *OPERATOR_JOBS], sensors=[poll_executions(interval)])
+    return dg.Definitions(
+        jobs=[discover_batch, prune_partitions, watermark_sweep, *OPERATOR_JOBS, *EXECUTION_JOBS],
+        schedules=[prune_partitions_daily],
+        sensors=[poll_executions(interval)],
+    )
 
 
 def _survey(services: Platform, revision: ProjectRevision) -> dg.Definitions:
@@ -75,7 +82,7 @@ def survey_definitions(config: ProjectConfig, interval_seconds: int) -> dg.Defin
     project_id = config.metadata.id
     job = dg.define_asset_job(
         names.execution_job(project_id),
-        selection=dg.AssetSelection.assets(*(names.asset_key(project_id, spec.name) for spec in STEPS)),
+        selection=dg.AssetSelection.assets(*(names.asset_key(project_id, spec.name) for spec in steps_of(config))),
         executor_def=dg.in_process_executor,
         description="Takes an admitted execution from its manifest to a running session.",
         tags={names.TAG_PROJECT: project_id, names.TAG_KIND: "execution"},
@@ -87,5 +94,6 @@ def survey_definitions(config: ProjectConfig, interval_seconds: int) -> dg.Defin
         sensors=[
             scheduler_tick(config, interval_seconds),
             execution_tick(config, interval_seconds),
+            *sweep_sensors(config, interval_seconds),
         ],
     )

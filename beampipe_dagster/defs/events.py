@@ -45,7 +45,7 @@ def to_event(message: StoredMessage) -> AssetEvent:
     render = _RENDER.get(message.asset, metadata.of_step)
     shown = {**render(message.payload), "outbox_id": dg.MetadataValue.int(message.id)}
     if message.kind == "observation":
-        return dg.AssetObservation(asset_key=key, metadata=shown)
+        return dg.AssetObservation(asset_key=key, partition=message.partition_key, metadata=shown)
     return dg.AssetMaterialization(asset_key=key, partition=message.partition_key, metadata=shown)
 
 

@@ -85,8 +85,13 @@ def discover_sources_of_claim(
                 [{"source": name, "error": text} for name, text in report.failed.items()],
                 ["source", "error"],
             ),
+            "postponed": metadata.table(
+                [{"source": name, "error": text} for name, text in report.postponed.items()],
+                ["source", "error"],
+            ),
             "unchanged": len(report.unchanged),
             "no_datasets": metadata.text(", ".join(report.no_datasets)),
+            "vanishing": metadata.text(", ".join(report.vanishing)),
             "datasets": report.datasets,
         }
     )

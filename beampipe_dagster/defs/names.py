@@ -10,6 +10,7 @@ OWNERS: Final = ["team:survey-operations"]
 
 SOURCE_REGISTRY: Final = "source_registry"
 ARCHIVE_METADATA: Final = "archive_metadata"
+STAGED_DATA: Final = "staged_data"
 WORKFLOW_MANIFEST: Final = "workflow_manifest"
 PREPARED_GRAPH: Final = "prepared_graph"
 PHYSICAL_GRAPH: Final = "physical_graph"

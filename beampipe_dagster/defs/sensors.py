@@ -42,7 +42,8 @@ def scheduler_tick(config: ProjectConfig, interval_seconds: int) -> dg.SensorDef
     def tick(platform: PlatformResource) -> dg.SensorResult | dg.SkipReason:
         report = platform.get().discovery.tick(project_id)
         if not report.claims:
-            return dg.SkipReason(f"no batch: {report.skip_reason}")
+            why = f" ({report.message})" if report.message else ""
+            return dg.SkipReason(f"no batch: {report.skip_reason}{why}")
         return dg.SensorResult(
             run_requests=[
                 dg.RunRequest(
@@ -62,15 +63,17 @@ def scheduler_tick(config: ProjectConfig, interval_seconds: int) -> dg.SensorDef
 
 
 def execution_tick(config: ProjectConfig, interval_seconds: int) -> dg.SensorDefinition:
-    """A survey's admission clock: admits pending sources, and launches whatever has nobody to do its next step."""
+    """A survey's admission clock: admits pending sources, and launches whatever has nobody to do its next step.
+
+    It runs also where the survey executes nothing by itself: then it launches what operators asked for.
+    """
     project_id = config.metadata.id
-    rules = config.automation.execution
 
     @dg.sensor(
         name=f"{project_id}_execution_tick",
         job_name=names.execution_job(project_id),
         minimum_interval_seconds=interval_seconds,
-        default_status=_status(enabled=bool(rules and rules.enabled)),
+        default_status=dg.DefaultSensorStatus.RUNNING,
         description=f"Admits pending sources of {project_id} and starts a run for each admitted execution.",
     )
     def tick(
@@ -86,10 +89,15 @@ def execution_tick(config: ProjectConfig, interval_seconds: int) -> dg.SensorDef
             words = report.message or report.skip_reason or "nothing to launch"
             return dg.SkipReason(f"nothing launched: {words}" + (f"; held: {held}" if held else ""))
         keys = [launch.execution.partition_key for launch in launches]
-        known = set(context.instance.get_dynamic_partitions(names.partitions_name(project_id)))
-        missing = [key for key in dict.fromkeys(keys) if key not in known]
+        order = {
+            key: place
+            for place, key in enumerate(
+                context.instance.get_dynamic_partitions(names.partitions_name(project_id))
+            )
+        }
+        missing = [key for key in dict.fromkeys(keys) if key not in order]
         return dg.SensorResult(
-            run_requests=run_requests(context.instance, project_id, launches),
+            run_requests=run_requests(order, project_id, launches),
             dynamic_partitions_requests=(
                 [names.signatures(project_id).build_add_request(missing)] if missing else []
             ),
@@ -109,19 +117,14 @@ def is_queued(instance: dg.DagsterInstance, launch: Launch) -> bool:
     return instance.get_runs_count(dg.RunsFilter(tags=tags, statuses=[dg.DagsterRunStatus.QUEUED])) > 0
 
 
-def run_requests(
-    instance: dg.DagsterInstance, project_id: str, launches: list[Launch]
-) -> list[dg.RunRequest]:
+def run_requests(order: dict[str, int], project_id: str, launches: list[Launch]) -> list[dg.RunRequest]:
     """One run a launch while they are few; one run for each contiguous range of keys when they are many.
 
-    A range holds keys of these launches only, so that it never spans a stranger's partition.
+    ``order`` says where Dagster has each key among its partitions. A range holds keys of these launches only, so that
+    it never spans a stranger's partition.
     """
     if len(launches) <= SINGLE_RUNS:
         return [_single(project_id, launch) for launch in launches]
-    order = {
-        key: place
-        for place, key in enumerate(instance.get_dynamic_partitions(names.partitions_name(project_id)))
-    }
     placed = sorted(
         (launch for launch in launches if launch.execution.partition_key in order),
         key=lambda launch: order[launch.execution.partition_key],

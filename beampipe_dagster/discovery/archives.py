@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-import requests
 from requests.auth import AuthBase, HTTPBasicAuth
 
 from beampipe_dagster.clock import Clock
 from beampipe_dagster.config.project import AuthEnv, ProjectConfig
-from beampipe_dagster.discovery.archive import DEFAULT_MAXREC, Answer, Archive
-from beampipe_dagster.discovery.tap import TapArchive, TapSession
+from beampipe_dagster.discovery.archive import DEFAULT_MAXREC, Answer, Archive, TapCapabilities, Upload
+from beampipe_dagster.discovery.credentials import BearerAuth, OwnHostAuth, archive_auth
+from beampipe_dagster.discovery.job_store import JobStore
+from beampipe_dagster.discovery.tap import TapArchive
+from beampipe_dagster.discovery.traffic import PoliteSession
 from beampipe_dagster.errors import ConfigError
 
 
@@ -32,21 +34,6 @@ class ArchiveProvider(Protocol):
         ...
 
 
-class BearerAuth(AuthBase):
-    """A bearer token (RFC 6750) for each request; requests takes it away when it follows to another host."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Add the header."""
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
-
-    def __repr__(self) -> str:
-        return "BearerAuth(…)"
-
-
 @dataclass(frozen=True, slots=True)
 class LimitedArchive:
     """An archive with a row limit of its own: no query asks for more rows than it gives out.
@@ -57,9 +44,19 @@ class LimitedArchive:
     archive: Archive
     maxrec: int
 
-    def query(self, adql: str, *, maxrec: int = DEFAULT_MAXREC) -> Answer:
+    def query(self, adql: str, *, maxrec: int = DEFAULT_MAXREC, upload: Upload | None = None) -> Answer:
         """See :class:`~beampipe_dagster.discovery.archive.Archive`."""
-        return self.archive.query(adql, maxrec=min(maxrec, self.maxrec))
+        return self.archive.query(adql, maxrec=min(maxrec, self.maxrec), upload=upload)
+
+    def query_async(self, adql: str, *, maxrec: int = DEFAULT_MAXREC, upload: Upload | None = None) -> Answer:
+        """See :class:`~beampipe_dagster.discovery.archive.Archive`."""
+        return self.archive.query_async(adql, maxrec=min(maxrec, self.maxrec), upload=upload)
+
+    def capabilities(self) -> TapCapabilities:
+        """What the archive says, with this limit as its hard one where that is lower."""
+        found = self.archive.capabilities()
+        hard = self.maxrec if found.hard_maxrec is None else min(found.hard_maxrec, self.maxrec)
+        return replace(found, hard_maxrec=hard)
 
     def availability(self) -> tuple[bool, str]:
         """See :class:`~beampipe_dagster.discovery.archive.Archive`."""
@@ -78,11 +75,19 @@ class TapArchives:
     environ
         Where a definition's credentials are looked up by name; by default the process's environment.
         They stay in the client's session: neither messages nor the ledger have them.
+    jobs
+        Where asynchronous queries are remembered; by default in this process only.
     """
 
     def __init__(
-        self, *, urls: Mapping[str, str], clock: Clock, environ: Mapping[str, str] | None = None
+        self,
+        *,
+        urls: Mapping[str, str],
+        clock: Clock,
+        environ: Mapping[str, str] | None = None,
+        jobs: JobStore | None = None,
     ) -> None:
+        self._jobs = jobs
         self._urls = dict(urls)
         self._clock = clock
         self._environ = os.environ if environ is None else environ
@@ -97,15 +102,8 @@ class TapArchives:
         ConfigError
             ``archive_not_configured``, ``archive_credentials_missing``.
         """
+        url = self.url_of(config, adapter)
         defined = config.adapters.definitions.get(adapter)
-        own = defined.tap_url if defined else getattr(config.adapters, f"{adapter}_tap_url", None)
-        url = own or self._urls.get(adapter.lower())
-        if not url:
-            raise ConfigError(
-                f"no TAP service is configured for the adapter {adapter!r}",
-                code="archive_not_configured",
-                hint=f"set BEAMPIPE_{adapter.upper()}_TAP_URL, or adapters.definitions.{adapter} in the project",
-            )
         limits = config.adapters.tap
         timeout = float((defined.timeout_seconds if defined else None) or limits.timeout_seconds)
         auth = self._auth(adapter, defined.auth_env if defined else None)
@@ -116,6 +114,25 @@ class TapArchives:
                 self._clients[key] = self._client(adapter, url, timeout, limits.retries, auth, maxrec)
             return self._clients[key]
 
+    def url_of(self, config: ProjectConfig, adapter: str) -> str:
+        """The TAP base URL behind an adapter's name, as it was given.
+
+        Raises
+        ------
+        ConfigError
+            ``archive_not_configured``.
+        """
+        defined = config.adapters.definitions.get(adapter)
+        own = defined.tap_url if defined else getattr(config.adapters, f"{adapter}_tap_url", None)
+        url = own or self._urls.get(adapter.lower())
+        if not url:
+            raise ConfigError(
+                f"no TAP service is configured for the adapter {adapter!r}",
+                code="archive_not_configured",
+                hint=f"set BEAMPIPE_{adapter.upper()}_TAP_URL, or adapters.definitions.{adapter} in the project",
+            )
+        return url
+
     def _client(
         self,
         adapter: str,
@@ -125,9 +142,9 @@ class TapArchives:
         auth: AuthBase | None,
         maxrec: int | None,
     ) -> Archive:
-        session = TapSession(timeout_seconds=timeout)
+        session = PoliteSession(timeout_seconds=timeout)
         if auth is not None:
-            session.auth = auth
+            session.auth = OwnHostAuth(auth, url)
         archive = TapArchive(
             adapter=adapter,
             url=url,
@@ -135,12 +152,13 @@ class TapArchives:
             retries=retries,
             clock=self._clock,
             session=session,
+            jobs=self._jobs,
         )
         return archive if maxrec is None else LimitedArchive(archive, maxrec)
 
     def _auth(self, adapter: str, names: AuthEnv | None) -> AuthBase | None:
         if names is None:
-            return None
+            return archive_auth(adapter, self._environ)
         if names.token is not None:
             return BearerAuth(self._secret(adapter, names.token))
         user, password = (self._secret(adapter, name or "") for name in (names.user, names.password))

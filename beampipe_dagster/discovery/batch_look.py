@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TypeAlias
 
@@ -16,10 +16,13 @@ from beampipe_dagster.config.project import ProjectConfig, Query
 from beampipe_dagster.discovery.archives import ArchiveProvider
 from beampipe_dagster.discovery.attribution import Row
 from beampipe_dagster.discovery.batch_query import CHUNK, Ask, BatchQuery, Reply
+from beampipe_dagster.discovery.declarative import kept
 from beampipe_dagster.discovery.look import Look, SourceLook, failure_of, no_datasets, queries_of
+from beampipe_dagster.discovery.lookups import Lookups, Recent
 from beampipe_dagster.discovery.plugins import Plugins
 from beampipe_dagster.discovery.prepare import choose_enrichment_row, sbids_of
 from beampipe_dagster.discovery.templates import render, template_context
+from beampipe_dagster.discovery.upload_join import PROCESS_COSTS, Costs
 from beampipe_dagster.errors import BeampipeError
 
 Wanted: TypeAlias = dict[str, Sequence[str | None]]
@@ -39,6 +42,7 @@ class _Subject:
     sbids: list[str] = field(default_factory=list)
     evidence: list[JsonValue] = field(default_factory=list)
     error: BeampipeError | None = None
+    began_at: datetime | None = None
 
     def saw(self, reply: Reply) -> list[Row]:
         """Take over a reply: its rows, copied, since others may share them.
@@ -52,6 +56,8 @@ class _Subject:
             raise reply.error
         if reply.evidence not in self.evidence:
             self.evidence.append(reply.evidence)
+        if reply.asked_at is not None:  # the look is as old as the oldest of its answers
+            self.began_at = min(reply.asked_at, self.began_at or reply.asked_at)
         return [dict(row) for row in reply.rows]
 
 
@@ -77,6 +83,10 @@ class BatchLook:
         Requests at a time.
     chunk
         Sources that one request asks for, at most.
+    costs
+        What forms of queries were measured to cost; those of this process unless given.
+    lookups
+        Answers about scheduling blocks of a moment ago, shared with others; unless given, with nobody.
     """
 
     def __init__(
@@ -88,16 +98,24 @@ class BatchLook:
         plugins: Plugins | None = None,
         concurrency: int = 5,
         chunk: int = CHUNK,
+        costs: Costs = PROCESS_COSTS,
+        lookups: Lookups | None = None,
     ) -> None:
         self._config = config
         self._archives = archives
         self._clock = clock
+        self._costs = costs
+        self._lookups = Lookups(clock=clock) if lookups is None else lookups
         self._one = SourceLook(config=config, archives=archives, clock=clock, plugins=plugins)
         self._concurrency = concurrency
         self._chunk = chunk
 
     def looks(
-        self, source_identifiers: Sequence[str], *, known: Mapping[str, int] | None = None
+        self,
+        source_identifiers: Sequence[str],
+        *,
+        known: Mapping[str, int] | None = None,
+        fresh_since: datetime | None = None,
     ) -> Iterator[Look]:
         """Ask the archives about sources; a look for each, once. Errors are part of the results.
 
@@ -111,11 +129,14 @@ class BatchLook:
             The sources.
         known
             Datasets that a source had at its last complete look; one that is not in it never had any look.
+        fresh_since
+            An answer about a scheduling block that was asked for before this is asked for again: when the newest
+            of the sources was requested.
         """
         began_at = self._clock.now()
         subjects = [_Subject(name) for name in dict.fromkeys(source_identifiers)]
         with ThreadPoolExecutor(max_workers=self._concurrency) as pool:
-            self._ask_all(subjects, began_at, pool)
+            self._ask_all(subjects, began_at, pool, fresh_since)
             found = [self._look(subject, began_at) for subject in subjects]
             lost = {
                 look.source_identifier
@@ -127,14 +148,24 @@ class BatchLook:
                 name = look.source_identifier
                 yield alone[name].result() if name in alone else look
 
-    def _ask_all(self, subjects: Sequence[_Subject], began_at: datetime, pool: Executor) -> None:
+    def _ask_all(
+        self, subjects: Sequence[_Subject], began_at: datetime, pool: Executor, fresh_since: datetime | None
+    ) -> None:
         try:
             queries = queries_of(self._config)
         except BeampipeError as error:
             for subject in subjects:
                 subject.error = error
             return
-        asker = _Asker(self._config, self._archives, pool, rfc3339(began_at), self._chunk)
+        asker = _Asker(
+            self._config,
+            self._archives,
+            pool,
+            rfc3339(began_at),
+            self._chunk,
+            self._costs,
+            self._lookups.since(fresh_since),
+        )
         self._primary(asker, queries[0], subjects)
         going_on = _going_on(subjects)
         once: Wanted = {subject.name: [None] for subject in going_on}
@@ -175,6 +206,7 @@ class BatchLook:
 
     def _look(self, subject: _Subject, began_at: datetime) -> Look:
         name, evidence = subject.name, subject.evidence
+        began_at = min(began_at, subject.began_at or began_at)
         with _failing(subject):
             if subject.error is None and not subject.rows:
                 return no_datasets(name, began_at, evidence)
@@ -187,13 +219,22 @@ class _Asker:
     """Puts one query after the other for many sources; what several want is asked once."""
 
     def __init__(
-        self, config: ProjectConfig, archives: ArchiveProvider, pool: Executor, seed: str, chunk: int
+        self,
+        config: ProjectConfig,
+        archives: ArchiveProvider,
+        pool: Executor,
+        seed: str,
+        chunk: int,
+        costs: Costs,
+        lookups: Recent,
     ) -> None:
         self._config = config
         self._archives = archives
         self._pool = pool
         self._seed = seed
         self._chunk = chunk
+        self._costs = costs
+        self._lookups = lookups
 
     def ask(self, query: Query, index: int, wanted: Wanted) -> Replies:
         """Replies for what is wanted; errors are among them."""
@@ -206,7 +247,7 @@ class _Asker:
                     context = template_context(self._config, source, index)
                     if sbid is not None:
                         context["sbid"] = sbid
-                    text = render(query.template, context)
+                    text = render(query.adql_template, context)
                 except Exception as error:  # noqa: BLE001  # it is this source's, and the others go on
                     replies[source, sbid] = Reply(error=failure_of(error))
                     continue
@@ -219,18 +260,33 @@ class _Asker:
 
     def _found(self, query: Query, index: int, asks: Mapping[str, Ask]) -> dict[str, Reply]:
         try:
+            archive = self._archives.get(self._config, query.adapter)
             batch = BatchQuery(
                 query=query,
-                archive=self._archives.get(self._config, query.adapter),
+                archive=archive,
                 pool=self._pool,
                 in_order=index
                 > 0,  # records are sorted before they are signed; of other rows the first counts
                 seed=self._seed,
                 chunk=self._chunk,
+                costs=self._costs,
             )
-            return batch.ask(asks)
+            per_block = index >= len(self._config.discovery.queries)
+            known = self._lookups if per_block else None
+            replies = known.through(query.adapter, archive, asks, batch.ask) if known else batch.ask(asks)
         except Exception as error:  # noqa: BLE001  # an archive that is not configured, say: errors are results
             return dict.fromkeys(asks, Reply(error=failure_of(error)))
+        return {text: _kept(query, asks[text], reply) for text, reply in replies.items()}
+
+
+def _kept(query: Query, ask: Ask, reply: Reply) -> Reply:
+    """The reply with the rows that the query keeps of it."""
+    if reply.error is not None or (query.keep is None and not query.match):
+        return reply
+    try:
+        return replace(reply, rows=kept(query, ask.context, reply.rows))
+    except Exception as error:  # noqa: BLE001  # it is this source's, and the others go on
+        return Reply(error=failure_of(error))
 
 
 @contextmanager

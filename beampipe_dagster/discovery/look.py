@@ -11,6 +11,8 @@ from beampipe_dagster.clock import Clock
 from beampipe_dagster.config.canonical import JsonValue
 from beampipe_dagster.config.project import ProjectConfig, Query
 from beampipe_dagster.discovery.archives import ArchiveProvider
+from beampipe_dagster.discovery.complete import complete_answer
+from beampipe_dagster.discovery.declarative import kept
 from beampipe_dagster.discovery.plugins import Plugin, Plugins, prepared_by, rules_of
 from beampipe_dagster.discovery.prepare import Rules, choose_enrichment_row, prepare_metadata, sbids_of
 from beampipe_dagster.discovery.templates import render, template_context
@@ -115,9 +117,10 @@ class SourceLook:
         evidence: list[JsonValue],
     ) -> list[dict[str, JsonValue]]:
         context = {**template_context(self._config, source, index), **extra}
-        answer = self._archives.get(self._config, query.adapter).query(render(query.template, context))
-        evidence.append(answer.evidence.as_dict())
-        return answer.rows
+        archive = self._archives.get(self._config, query.adapter)
+        answer = complete_answer(archive, render(query.adql_template, context))
+        evidence.append({**answer.evidence.as_dict(), "query": query.name})
+        return kept(query, context, answer.rows)
 
     def signed(
         self,

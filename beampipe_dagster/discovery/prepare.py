@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from beampipe_dagster.config.project import PrepareMetadata
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from beampipe_dagster.config.canonical import JsonValue
-    from beampipe_dagster.config.project import ProjectConfig
+    from beampipe_dagster.config.project import FieldMapping, ProjectConfig
 
     RowChoice = Callable[[str, Sequence[Mapping[str, JsonValue]]], dict[str, JsonValue] | None]
     Bringer = Callable[[JsonValue, dict[str, JsonValue]], None]
@@ -116,7 +117,8 @@ def prepare_metadata(
     """
     rules = rules or BUILT_IN
     flags = discovery_flags(config, enrichments, rules=rules)
-    records = [_record(config, source_identifier, row, enrichments, flags, rules) for row in rows]
+    field_map = sorted(_options(config).field_map.items())
+    records = [_record(config, field_map, source_identifier, row, enrichments, flags, rules) for row in rows]
     return PreparedMetadata(records, flags)
 
 
@@ -251,6 +253,7 @@ def dec_text(degrees: float) -> str:
 
 def _record(
     config: ProjectConfig,
+    field_map: Sequence[tuple[str, FieldMapping]],
     source_identifier: str,
     row: Mapping[str, JsonValue],
     enrichments: Mapping[str, JsonValue],
@@ -258,14 +261,19 @@ def _record(
     rules: Rules,
 ) -> dict[str, JsonValue]:
     record: dict[str, JsonValue] = {}
-    for target, mapping in sorted(_options(config).field_map.items()):
+    for target, mapping in field_map:
         raw = _mapped(config, mapping.from_, source_identifier, row, enrichments)
         value = NONE if raw is NONE else apply(mapping.transform, raw, config.transforms)
         if value is not NONE:
             record[target] = value
     record.setdefault("source_identifier", source_identifier)
-    for name, cell in row.items():
-        record.setdefault(name.lower(), cell)
+    names = _lowered(tuple(row))
+    if len(names) == len(row):
+        # What is mapped comes first and wins.
+        record = {**record, **dict(zip(names, row.values(), strict=True)), **record}
+    else:  # columns that differ by case only: the first of them counts
+        for name, cell in row.items():
+            record.setdefault(name.lower(), cell)
     sbid = text(record.get("sbid"))
     for name, by_sbid in sorted(enrichments.items()):
         if sbid is not None and isinstance(by_sbid, dict) and sbid in by_sbid:
@@ -275,6 +283,12 @@ def _record(
             add(record[name], record)
     record.update({name: flags[name] for name in _CARRIED_FLAGS if name in flags})
     return record
+
+
+@lru_cache(maxsize=256)
+def _lowered(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The lower-case names of columns, each once."""
+    return tuple(dict.fromkeys(name.lower() for name in names))
 
 
 def _mapped(

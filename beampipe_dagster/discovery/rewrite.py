@@ -19,28 +19,26 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from sqlglot import exp, parser, tokens
-from sqlglot.dialects.dialect import Dialect
+from sqlglot import exp
 from sqlglot.errors import SqlglotError
 from sqlglot.tokens import Token, TokenType  # type: ignore[attr-defined]  # their public home
 
 from beampipe_dagster.config.canonical import JsonValue
+from beampipe_dagster.discovery.adql_reading import (
+    MARK,
+    Adql,
+    Latest,
+    conditions_of,
+    join_span,
+    mark_of,
+    marked_literals,
+    same_name,
+    scope_of,
+    top_level,
+)
 from beampipe_dagster.discovery.templates import render
 
 _PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
-_MARK: Final = "beampipe-placeholder-"
-
-
-class _Adql(Dialect):
-    """ADQL as far as it matters here: standard SQL with ``TOP``, and no escapes by backslash."""
-
-    class Tokenizer(tokens.Tokenizer):
-        """Standard SQL and ``TOP``."""
-
-        KEYWORDS = {**tokens.Tokenizer.KEYWORDS, "TOP": TokenType.TOP}  # noqa: RUF012  # sqlglot's own way
-
-    class Parser(parser.Parser):
-        """Nothing of its own."""
 
 
 class Reason(StrEnum):
@@ -138,32 +136,61 @@ class BatchPlan:
     cut: tuple[int, int] | None = None
     keep_max: str | None = None
 
-    def adql(self, contexts: Sequence[Mapping[str, JsonValue]]) -> str:
+    @property
+    def as_list(self) -> bool:
+        """Whether the query for many is a list of values, ``IN``; else it is alternatives, ``OR``."""
+        return len(self.comparisons) == 1 and not self.comparisons[0].like
+
+    def adql(self, contexts: Sequence[Mapping[str, JsonValue]], *, as_list: bool = True) -> str:
         """One query for several sources.
 
         Parameters
         ----------
         contexts
             What the placeholders mean for each, at least one.
+        as_list
+            Whether it is a list of values where that can be; else it is alternatives.
 
         Raises
         ------
         InputError
             ``unsafe_identifier``, see :func:`~beampipe_dagster.discovery.templates.render`.
         """
+        return self.with_condition(self._condition(contexts, as_list=as_list and self.as_list))
+
+    def with_condition(self, condition: str) -> str:
+        """The template with one condition in place of those that tell the sources apart."""
         pieces = [(begin, end, "1 = 1") for begin, end in self.spans]
-        pieces[0] = (*self.spans[0], self._condition(contexts))
+        pieces[0] = (*self.spans[0], condition)
         if self.cut is not None:
             pieces.append((*self.cut, ""))
-        out, at = [], 0
-        for begin, end, text in sorted(pieces):
-            out += [self.template[at:begin], text]
-            at = end
-        return "".join([*out, self.template[at:]])
+        return _replaced(self.template, pieces)
 
-    def _condition(self, contexts: Sequence[Mapping[str, JsonValue]]) -> str:
+    def sweep(self, columns: str, condition: str) -> str:
+        """A query for other columns of the rows of all sources at once.
+
+        Parameters
+        ----------
+        columns
+            What is selected instead, as ADQL.
+        condition
+            What the rows must fulfil, in place of the conditions that tell the sources apart.
+        """
+        pieces = [(begin, end, "1 = 1") for begin, end in self.spans]
+        pieces[0] = (*self.spans[0], condition)
+        if self.cut is not None:
+            pieces.append((*self.cut, ""))
+        stream = top_level(self.template)
+        first = next(token for token in stream if token.token_type is TokenType.FROM)
+        pieces.append((stream[0].end + 1, first.start, f" {columns} "))
+        order = [token for token in stream if token.token_type is TokenType.ORDER_BY]
+        if order:
+            pieces.append((order[-1].start, len(self.template), ""))
+        return _replaced(self.template, pieces)
+
+    def _condition(self, contexts: Sequence[Mapping[str, JsonValue]], *, as_list: bool) -> str:
         first = self.comparisons[0]
-        if len(self.comparisons) == 1 and not first.like:
+        if as_list:
             # Sorted, as an index would give them: then the rows of each come in the order of a single query.
             literals = sorted({render(first.literal, context) for context in contexts})
             return f"{first.written} IN ({', '.join(literals)})"
@@ -171,6 +198,15 @@ class BatchPlan:
         if len(self.comparisons) == 1:
             return f"({' OR '.join(sorted(alike))})"
         return f"({' OR '.join(f'({text})' for text in sorted(alike))})"
+
+
+def _replaced(template: str, pieces: Sequence[tuple[int, int, str]]) -> str:
+    """A text with parts of it replaced, each given by its begin and end."""
+    out, at = [], 0
+    for begin, end, text in sorted(pieces):
+        out += [template[at:begin], text]
+        at = end
+    return "".join([*out, template[at:]])
 
 
 def plan_batch(template: str, names: AbstractSet[str]) -> BatchPlan | NotBatchable:
@@ -198,7 +234,7 @@ class _No(Exception):  # noqa: N818  # no error: it ends the reading of a templa
 
 
 def _planned(template: str, names: AbstractSet[str]) -> BatchPlan:
-    stream = _Adql().tokenize(template)
+    stream = Adql().tokenize(template)
     marked = [
         index
         for index, token in enumerate(stream)
@@ -208,8 +244,8 @@ def _planned(template: str, names: AbstractSet[str]) -> BatchPlan:
     select = _read(_with_marks(template, [stream[index] for index in marked]))
     _check_scope(select)
     joins = select.args.get("joins") or []
-    own = {_mark_of(literal): literal for literal in _literals(select) if _scope(literal) is select}
-    latest = _Latest.of(select, joins[0]) if len(joins) == 1 else None
+    own = {mark_of(literal): literal for literal in marked_literals(select) if scope_of(literal) is select}
+    latest = Latest.of(select, joins[0]) if len(joins) == 1 else None
     if joins and latest is None:
         raise _No(Reason.JOIN)
     if len(own) + (len(latest.marks) if latest else 0) != len(marked):
@@ -227,7 +263,9 @@ def _planned(template: str, names: AbstractSet[str]) -> BatchPlan:
     if not comparisons:
         raise _No(Reason.NOT_A_CONDITION)
     keep = None if latest is None else _selected_as(select, latest.outer)
-    cut = None if latest is None else _join_span(stream)
+    cut = None if latest is None else join_span(stream)
+    if latest is not None and cut is None:
+        raise _No(Reason.JOIN)
     return BatchPlan(template, tuple(comparisons), tuple(spans), cut, keep)
 
 
@@ -256,13 +294,13 @@ def _with_marks(template: str, literals: Sequence[Token]) -> str:
     out, at = [], 0
     for number, token in enumerate(literals):
         kind = kinds.index(_source(template, token))
-        out += [template[at : token.start], f"'{_MARK}{kind}-{number}'"]
+        out += [template[at : token.start], f"'{MARK}{kind}-{number}'"]
         at = token.end + 1
     return "".join([*out, template[at:]])
 
 
 def _read(text: str) -> exp.Select:
-    statements = _Adql().parse(text)
+    statements = Adql().parse(text)
     if len(statements) != 1 or statements[0] is None:
         raise _No(Reason.UNREADABLE)
     query = statements[0]
@@ -281,7 +319,7 @@ def _check_scope(select: exp.Select) -> None:
     if any(select.args.get(part) for part in ("group", "having", "qualify", "windows")):
         raise _No(Reason.AGGREGATE)
     grouping = select.find_all(exp.AggFunc, exp.Window)
-    if any(_scope(node) is select for node in grouping):
+    if any(scope_of(node) is select for node in grouping):
         raise _No(Reason.AGGREGATE)
     source = select.args.get("from_") or select.args.get("from")
     if source is None or not isinstance(source.this, exp.Table) or source.this.db.lower() == "tap_upload":
@@ -290,40 +328,10 @@ def _check_scope(select: exp.Select) -> None:
         raise _No(Reason.JOIN)
 
 
-def _scope(node: exp.Expr) -> exp.Select | None:
-    return node.find_ancestor(exp.Select)
-
-
-def _literals(node: exp.Expr) -> list[exp.Literal]:
-    return [
-        literal
-        for literal in node.find_all(exp.Literal)
-        if literal.is_string and str(literal.this).startswith(_MARK)
-    ]
-
-
-def _mark_of(literal: exp.Literal) -> int:
-    """Which of the marked texts, in their order in the template, a literal is."""
-    return int(str(literal.this).rpartition("-")[2])
-
-
-def _conditions(select: exp.Select) -> list[exp.Expr]:
-    """What every row must fulfil: the parts of the WHERE that AND joins, without parentheses around them."""
-    where = select.args.get("where")
-    waiting, out = [where.this] if where is not None else [], []
-    while waiting:
-        node = waiting.pop(0).unnest()
-        if isinstance(node, exp.And):
-            waiting[:0] = [node.this, node.expression]
-        else:
-            out.append(node)
-    return out
-
-
 def _compared_column(literal: exp.Literal, select: exp.Select) -> exp.Column:
     node = literal.parent
     column = node.this if isinstance(node, exp.EQ | exp.Like) else None
-    if not isinstance(column, exp.Column) or all(node is not one for one in _conditions(select)):
+    if not isinstance(column, exp.Column) or all(node is not one for one in conditions_of(select)):
         raise _No(Reason.NOT_A_CONDITION)
     return column
 
@@ -354,107 +362,10 @@ def _selected_as(select: exp.Select, column: exp.Column) -> str:
             continue
         inner = projection.unalias()
         names.append(projection.alias_or_name.lower())
-        if isinstance(inner, exp.Column) and _same_name(inner.this, column.this):
+        if isinstance(inner, exp.Column) and same_name(inner.this, column.this):
             found.append(projection.alias_or_name)
     if len(found) != 1 or names.count(found[0].lower()) > 1:
         raise _No(Reason.COLUMN_NOT_SELECTED)
     if any(one.is_star for one in select.expressions) and found[0].lower() in names:
         raise _No(Reason.COLUMN_NOT_SELECTED)
     return found[0]
-
-
-def _same_name(left: exp.Expr, right: exp.Expr) -> bool:
-    return left.name.lower() == right.name.lower()
-
-
-@dataclass(frozen=True, slots=True)
-class _Latest:
-    """``JOIN (SELECT MAX(c) AS m FROM T WHERE P) AS x ON o.c = x.m``, where the query is ``FROM T AS o WHERE P``."""
-
-    outer: exp.Column
-    marks: frozenset[int]
-
-    @classmethod
-    def of(cls, select: exp.Select, join: exp.Join) -> _Latest | None:
-        """The parts, when a join is that; None when it is another."""
-        derived, condition = join.this, join.args.get("on")
-        plain = not join.side and join.kind in {"", "INNER"} and not join.args.get("using")
-        if not plain or not isinstance(derived, exp.Subquery) or not isinstance(derived.this, exp.Select):
-            return None
-        inner, alias = derived.this, derived.alias.lower()
-        greatest = _greatest(inner)
-        condition = condition.unnest() if condition is not None else None
-        if greatest is None or not alias or not isinstance(condition, exp.EQ):
-            return None
-        name, column = greatest
-        sides = [condition.this, condition.expression]
-        if not all(isinstance(side, exp.Column) for side in sides):
-            return None
-        if sides[0].table.lower() == alias:
-            sides.reverse()
-        outer, joined = sides
-        matches = (
-            joined.table.lower() == alias
-            and joined.name.lower() == name
-            and _same_name(outer, column)
-            and _alike(select, inner)
-        )
-        elsewhere = [one for one in select.find_all(exp.Column) if one.table.lower() == alias]
-        if not matches or len(elsewhere) != 1:
-            return None
-        return cls(outer, frozenset(_mark_of(literal) for literal in _literals(inner)))
-
-
-def _greatest(inner: exp.Select) -> tuple[str, exp.Column] | None:
-    """Name and column of the only thing that a subquery selects, ``MAX(column) AS name``."""
-    parts = ("distinct", "limit", "offset", "fetch", "group", "having", "qualify", "joins", "with_", "with")
-    if len(inner.expressions) != 1 or any(inner.args.get(part) for part in parts):
-        return None
-    (selected,) = inner.expressions
-    aggregate = selected.unalias()
-    if (
-        not isinstance(aggregate, exp.Max)
-        or aggregate.expressions
-        or not isinstance(aggregate.this, exp.Column)
-    ):
-        return None
-    return selected.alias.lower(), aggregate.this
-
-
-def _alike(outer: exp.Select, inner: exp.Select) -> bool:
-    """Whether two queries read the same table under the same conditions."""
-    tables = [one.args.get("from_") or one.args.get("from") for one in (outer, inner)]
-    if not all(table is not None and isinstance(table.this, exp.Table) for table in tables):
-        return False
-    names = [".".join(part.name.lower() for part in table.this.parts) for table in tables if table]
-    return names[0] == names[1] and _normal(outer) == _normal(inner)
-
-
-def _normal(select: exp.Select) -> list[str]:
-    """The conditions without the table's names before columns, sorted; they may have no queries of their own."""
-    out = []
-    for condition in _conditions(select):
-        if condition.find(exp.Select) is not None:
-            return [str(id(select))]
-        copy = condition.copy()
-        for column in copy.find_all(exp.Column):
-            column.set("table", None)
-            column.set("db", None)
-        for literal in _literals(copy):  # the same text, wherever it stands
-            literal.set("this", str(literal.this).rpartition("-")[0])
-        out.append(copy)
-    return sorted(one.sql() for one in out)
-
-
-def _join_span(stream: Sequence[Token]) -> tuple[int, int]:
-    """Begin of the only join and of what follows it, in the outer query."""
-    depth, begin = 0, None
-    for token in stream:
-        depth += {TokenType.L_PAREN: 1, TokenType.R_PAREN: -1}.get(token.token_type, 0)
-        if depth:
-            continue
-        if begin is None and token.token_type in {TokenType.INNER, TokenType.JOIN}:
-            begin = token.start
-        elif begin is not None and token.token_type is TokenType.WHERE:
-            return begin, token.start
-    raise _No(Reason.JOIN)

@@ -11,19 +11,33 @@ from __future__ import annotations
 import base64
 import binascii
 import gzip
+import io
 import re
 import struct
 import zlib
 from dataclasses import dataclass
 from typing import Final
 
+# XML has no < inside a tag. With it excluded, no pattern here goes over the same bytes again and again.
 _STREAM = re.compile(
-    rb"<(?:\w+:)?(BINARY2?)\b[^>]*>\s*<(?:\w+:)?STREAM\b([^>]*)>([^<]*)</(?:\w+:)?STREAM\s*>",
+    rb"<(?:\w+:)?(BINARY2?)\b[^<>]*>\s*<(?:\w+:)?STREAM\b([^<>]*)>([^<]*)</(?:\w+:)?STREAM\s*>",
     re.IGNORECASE,
 )
 _BINARY = re.compile(rb"<(?:\w+:)?BINARY2?\b", re.IGNORECASE)
 _ENCODING = re.compile(rb"\sencoding\s*=\s*[\"'](\w+)[\"']", re.IGNORECASE)
-_TABLE = re.compile(rb"<(?:\w+:)?TABLE\b[^>]*>")
+_TABLE = re.compile(rb"<(?:\w+:)?TABLE\b[^<>]*>")
+_FIELD = re.compile(rb"<(?:\w+:)?FIELD\b(?:[^<>\"']|\"[^<\"]*\"|'[^<']*')*>", re.IGNORECASE)
+_DATATYPE = re.compile(rb"\sdatatype\s*=\s*[\"']\s*(\w+)")
+_ARRAYSIZE = re.compile(rb"\sarraysize\s*=\s*[\"']([^\"']*)[\"']")
+
+MAX_COLUMNS: Final = 5_000
+"""Columns of a table. The widest tables of archives have about a thousand."""
+MAX_ROW_BYTES: Final = 4 * 1024 * 1024
+"""What one row's cells of fixed size may take; a reader makes room for them whether they are filled or not."""
+MAX_PROMISED_ROWS: Final = 5_000_000
+"""Rows that a table may announce; a reader makes room for them before one has come."""
+MAX_STREAM_BYTES: Final = 512 * 1024 * 1024
+"""Length of a binary stream when it is no longer compressed."""
 _NROWS = re.compile(rb"\snrows\s*=\s*[\"']\s*([0-9]{1,18})\s*[\"']")
 _WIDTHS: Final = {
     "boolean": 1,
@@ -58,6 +72,41 @@ class Column:
 
     datatype: str
     arraysize: str | None
+
+
+def check_extent(body: bytes) -> None:
+    """Refuse a document that announces more than can be held, before a parser makes room for it.
+
+    Raises
+    ------
+    BrokenStreamError
+        Too many columns, too wide cells, too many rows announced, or a compressed stream that is too
+        long when it is unpacked.
+    """
+    fields = _FIELD.findall(body)
+    if len(fields) > MAX_COLUMNS:
+        raise BrokenStreamError(f"the table has {len(fields)} columns, and {MAX_COLUMNS} is the most")
+    width = sum(_fixed_bytes(field) for field in fields)
+    rows = max((int(found[1]) for found in map(_NROWS.search, _TABLE.findall(body)) if found), default=0)
+    if width > MAX_ROW_BYTES:
+        raise BrokenStreamError(f"a row would take {width} bytes, and {MAX_ROW_BYTES} is the most")
+    if rows > MAX_PROMISED_ROWS:
+        raise BrokenStreamError(
+            f"the table announces {rows} rows, and {MAX_PROMISED_ROWS} can be held at most"
+        )
+    for _kind, attributes, content in _STREAM.findall(body):
+        _decoded(attributes, content)
+
+
+def _fixed_bytes(field: bytes) -> int:
+    kind, size = _DATATYPE.search(field), _ARRAYSIZE.search(field)
+    # A parser keeps a character in four bytes.
+    width = 4 if kind and kind[1] in {b"char", b"unicodeChar"} else 16
+    for part in (size[1] if size else b"1").lower().split(b"x"):
+        number = part.strip().rstrip(b"*").strip()
+        # What a variable length may grow to is not allocated before it does.
+        width *= int(number) if number.isdigit() and not part.strip().endswith(b"*") else 1
+    return width
 
 
 def promised_rows(body: bytes) -> int | None:
@@ -103,9 +152,18 @@ def _decoded(attributes: bytes, content: bytes) -> bytes:
     name = encoding[1].lower() if encoding else b""
     try:
         data = base64.b64decode(content)
-        return gzip.decompress(data) if name == b"gzip" else data
+        return _unpacked(data) if name == b"gzip" else data
     except (binascii.Error, OSError, EOFError, zlib.error) as error:
         raise BrokenStreamError(f"the binary stream cannot be decoded: {error}") from error
+
+
+def _unpacked(data: bytes) -> bytes:
+    """What gzip packed, up to the most that can be held."""
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+        found = packed.read(MAX_STREAM_BYTES + 1)
+    if len(found) > MAX_STREAM_BYTES:
+        raise BrokenStreamError(f"the binary stream is longer than {MAX_STREAM_BYTES} bytes when unpacked")
+    return found
 
 
 def _layout(columns: list[Column], *, null_flags: bool) -> list[tuple[int, int]] | None:

@@ -1,9 +1,8 @@
-"""The archive port over TAP (IVOA Table Access Protocol 1.1, synchronous queries).
+"""The archive port over TAP (IVOA Table Access Protocol 1.1).
 
-pyvo builds the requests and reads the VOTables. The HTTP side is watched here, since pyvo has no
-timeouts, loses HTTP statuses and headers, and reports most transport failures as format errors:
-every attempt has a connect timeout, a read timeout and an end, a body is read as a whole before it
-is parsed, and what came back is classified before anybody sees a row.
+pyvo makes the requests of synchronous queries and reads the VOTables; the HTTP side is watched by
+:mod:`~beampipe_dagster.discovery.tap_session`, and jobs are run by
+:mod:`~beampipe_dagster.discovery.uws_client`.
 
 Only reads are sent, so an attempt that failed in passing is made again: after too many requests
 (429), a busy or broken service (5xx, and the texts by which TAPLib says "busy" with HTTP 400), a
@@ -13,100 +12,57 @@ to be left alone for longer is left alone.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
-from importlib.metadata import PackageNotFoundError, version
+import threading
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Final
 
 import requests
 import stamina
-from requests.adapters import HTTPAdapter
-from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from beampipe_dagster.config.canonical import sha256_hex
 from beampipe_dagster.discovery.archive import (
+    CONSERVATIVE,
     DEFAULT_MAXREC,
     Answer,
     AnswerClass,
     Evidence,
+    Mode,
+    TapCapabilities,
+    Upload,
     archive_error,
 )
-from beampipe_dagster.discovery.votable import (
-    ResultTable,
-    UnreadableError,
-    error_message,
-    excerpt,
-    read_result,
+from beampipe_dagster.discovery.capabilities import read_capabilities
+from beampipe_dagster.discovery.job_store import JobRequest, JobStore, MemoryJobs
+from beampipe_dagster.discovery.tap_session import (
+    FIRST_WAIT_SECONDS,
+    LONGEST_WAIT_SECONDS,
+    Attempt,
+    FailedError,
+    TapSession,
+    backoff,
+    http_failure,
+    not_sent,
+    read_body,
+    root_cause,
+    tap_base_url,
+    unreadable,
 )
-from beampipe_dagster.errors import ConfigError, InputError, Retry
+from beampipe_dagster.discovery.upload import upload_digest, upload_document
+from beampipe_dagster.discovery.uws_client import JobRunner, query_key
+from beampipe_dagster.discovery.votable import ResultTable, UnreadableError, excerpt, read_result
+from beampipe_dagster.errors import ArchiveError, ConfigError, InputError
 
 if TYPE_CHECKING:
     from beampipe_dagster.clock import Clock
 
-CONNECT_SECONDS: Final = 10.0
-"""Longest wait for a connection."""
 AVAILABILITY_SECONDS: Final = 10.0
-"""Longest wait for an availability document."""
-POOL_SIZE: Final = 16
-"""Connections that are kept to one archive; more threads than that open more, for once."""
-MAX_BYTES: Final = 256 * 1024 * 1024
-"""Largest body that is read. 20,000 rows of CASDA's obscore are about 15 MB."""
-MAX_RETRY_AFTER_SECONDS: Final = 60.0
-"""Longest ``Retry-After`` that is waited for within a query."""
-FIRST_WAIT_SECONDS: Final = 0.5
-"""Wait before the first repetition; each further one is twice as long."""
-LONGEST_WAIT_SECONDS: Final = 8.0
-"""Wait before a repetition that is not exceeded, jitter (half a second) aside."""
-
-# What CDS' TAPLib (VizieR, CASDA) says when it has no database connection free.
-_BUSY = (
-    "tap service too busy",
-    "no connection available",
-    "unable to check the adql query",
-    "temporarily unavailable",
-)
-_CHUNK = 64 * 1024
-_ENDPOINT = re.compile(r"/(?:sync|async)$", re.IGNORECASE)
-_DELAY_SECONDS = re.compile(r"[0-9]{1,9}")
-
-
-class _FailedError(Exception):
-    """One attempt that did not give a complete answer."""
-
-    def __init__(
-        self,
-        answer: AnswerClass,
-        message: str,
-        *,
-        transient: bool = False,
-        retry_after: float | None = None,
-        retry: Retry | None = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.answer = answer
-        self.message = message
-        self.transient = transient
-        self.retry_after = retry_after
-        self.retry = retry
-        self.hint = hint
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """What is known about the attempt that is being made."""
-
-    started_at: Any
-    started: float
-    http_status: int | None = None
-    query_status: str | None = None
-    received: int | None = None
-    rows: int = 0
-    redirected_to: str | None = None
+"""Longest wait for an availability document, or one of capabilities."""
+CAPABILITIES_SECONDS: Final = 3600.0
+"""How long what a service says of itself is believed."""
+SILENCE_SECONDS: Final = 60.0
+"""How long a service that did not say what it can do is not asked again."""
+JOB_SECONDS: Final = 600.0
+"""How long one asynchronous query waits for its job; the next one goes on with it."""
 
 
 class TapArchive:
@@ -129,6 +85,10 @@ class TapArchive:
         Time.
     session
         Instead of a :class:`TapSession`; it must have its own timeouts.
+    jobs
+        Where asynchronous queries are remembered; by default in this object only.
+    job_seconds
+        How long one asynchronous query waits for its job.
 
     Raises
     ------
@@ -146,6 +106,8 @@ class TapArchive:
         retries: int,
         clock: Clock,
         session: requests.Session | None = None,
+        jobs: JobStore | None = None,
+        job_seconds: float = JOB_SECONDS,
     ) -> None:
         if timeout_seconds <= 0:
             raise ConfigError(
@@ -165,8 +127,18 @@ class TapArchive:
         self._retries = retries
         self._clock = clock
         self._session = session or TapSession(timeout_seconds=timeout_seconds)
+        self._runner = JobRunner(
+            session=self._session,
+            clock=clock,
+            jobs=jobs or MemoryJobs(clock=clock),
+            timeout_seconds=timeout_seconds,
+            wait_seconds=job_seconds,
+            retries=retries,
+        )
+        self._lock = threading.Lock()
+        self._said: tuple[float, TapCapabilities] | None = None
 
-    def query(self, adql: str, *, maxrec: int = DEFAULT_MAXREC) -> Answer:
+    def query(self, adql: str, *, maxrec: int = DEFAULT_MAXREC, upload: Upload | None = None) -> Answer:
         """Ask a query; see :meth:`beampipe_dagster.discovery.archive.Archive.query`.
 
         Raises
@@ -174,14 +146,9 @@ class TapArchive:
         ArchiveError
             Anything but a complete answer.
         InputError
-            ``invalid_maxrec``: MAXREC below 1.
+            ``invalid_maxrec``: MAXREC below 1. ``invalid_upload``: a table that cannot be sent.
         """
-        if maxrec < 1:
-            raise InputError(
-                f"MAXREC {maxrec} asks for nothing",
-                code="invalid_maxrec",
-                hint="Give 1 or more; to test a query, ask for one row.",
-            )
+        request = self._request(adql, maxrec, upload)
         number = 0
         attempt = self._begin()
         try:
@@ -196,20 +163,42 @@ class TapArchive:
                 number += 1
                 attempt = self._begin()
                 with trial:
-                    result = self._ask(adql, maxrec, attempt)
-                    evidence = self._evidence(adql, attempt, number, AnswerClass.COMPLETE)
-                    return Answer(result.rows, evidence)
-        except _FailedError as failure:
-            message = failure.message
-            if attempt.redirected_to:
-                message += f" (redirected to {attempt.redirected_to}: configure that URL instead)"
-            raise archive_error(
-                message,
-                self._evidence(adql, attempt, number, failure.answer),
-                retry=failure.retry,
-                hint=failure.hint,
-            ) from failure.__cause__
+                    result = self._ask(request, attempt)
+                    return self._answer(result, self._evidence("sync", request, upload, attempt, number))
+        except FailedError as failure:
+            evidence = self._evidence("sync", request, upload, attempt, number, failure.answer)
+            raise _translated(failure, attempt, evidence) from failure.__cause__
         raise AssertionError  # pragma: no cover  # the loop returns or raises
+
+    def query_async(self, adql: str, *, maxrec: int = DEFAULT_MAXREC, upload: Upload | None = None) -> Answer:
+        """Ask a query as a job; see :meth:`beampipe_dagster.discovery.archive.Archive.query_async`.
+
+        Raises
+        ------
+        ArchiveError
+            Anything but a complete answer. A job that was not waited for to its end is
+            ``archive_timeout``; the same query goes on with it.
+        InputError
+            As :meth:`query`.
+        """
+        request = self._request(adql, maxrec, upload)
+        attempt = self._begin()
+        try:
+            result = self._runner.run(request, attempt)
+        except FailedError as failure:
+            evidence = self._evidence("async", request, upload, attempt, 1, failure.answer)
+            raise _translated(failure, attempt, evidence) from failure.__cause__
+        return self._answer(result, self._evidence("async", request, upload, attempt, 1))
+
+    def capabilities(self) -> TapCapabilities:
+        """What the service says that it can do; asked once an hour. Never raises."""
+        with self._lock:
+            now = self._clock.monotonic()
+            if self._said is None or now >= self._said[0]:
+                found = self._stated_capabilities()
+                lasts = CAPABILITIES_SECONDS if found is not None else SILENCE_SECONDS
+                self._said = (now + lasts, found or CONSERVATIVE)
+            return self._said[1]
 
     def availability(self) -> tuple[bool, str]:
         """Whether the service takes queries now (IVOA VOSI 1.1), and a sentence about it.
@@ -225,7 +214,7 @@ class TapArchive:
                 if response.ok and b"capabilities" in response.content:
                     return True, f"{self.url} shows its capabilities (it has no availability)"
         except requests.RequestException as error:
-            return False, f"{self.url} cannot be reached: {_root_cause(error)}"
+            return False, f"{self.url} cannot be reached: {root_cause(error)}"
         if not response.ok:
             return False, f"{self.url} answers its availability with HTTP {response.status_code}"
         return self._stated_availability(response.content)
@@ -246,230 +235,109 @@ class TapArchive:
             return True, f"{self.url} is available" + (f": {notes}" if notes else "")
         return False, f"{self.url} says that it is not available" + (f": {notes}" if notes else "")
 
-    def _begin(self) -> _Attempt:
-        return _Attempt(started_at=self._clock.now(), started=self._clock.monotonic())
+    def _begin(self) -> Attempt:
+        return Attempt(started_at=self._clock.now(), started=self._clock.monotonic())
 
-    def _evidence(self, adql: str, attempt: _Attempt, number: int, answer: AnswerClass) -> Evidence:
+    def _request(self, adql: str, maxrec: int, upload: Upload | None) -> JobRequest:
+        if maxrec < 1:
+            raise InputError(
+                f"MAXREC {maxrec} asks for nothing",
+                code="invalid_maxrec",
+                hint="Give 1 or more; to test a query, ask for one row.",
+            )
+        digest = upload_digest(upload)
+        return JobRequest(
+            archive=self.adapter,
+            tap_url=self.url,
+            adql=adql,
+            query_sha256=sha256_hex(adql),
+            maxrec=maxrec,
+            upload_name=None if upload is None else upload.name,
+            upload=None if upload is None else upload_document(upload),
+            upload_sha256=digest,
+            key=query_key(
+                archive=self.adapter, tap_url=self.url, adql=adql, maxrec=maxrec, upload_sha256=digest
+            ),
+        )
+
+    def _answer(self, result: ResultTable, evidence: Evidence) -> Answer:
+        return Answer(result.rows, evidence, result.columns)
+
+    def _evidence(
+        self,
+        mode: Mode,
+        request: JobRequest,
+        upload: Upload | None,
+        attempt: Attempt,
+        number: int,
+        answer: AnswerClass = AnswerClass.COMPLETE,
+    ) -> Evidence:
         return Evidence(
             adapter=self.adapter,
-            url=f"{self.url}/sync",
-            query_sha256=sha256_hex(adql),
+            url=f"{self.url}/{mode}",
+            query_sha256=request.query_sha256,
             started_at=attempt.started_at,
-            seconds=self._clock.monotonic() - attempt.started,
+            seconds=attempt.elapsed(self._clock),
             rows=attempt.rows,
             http_status=attempt.http_status,
             query_status=attempt.query_status,
             bytes=attempt.received,
             answer=answer,
             attempts=number,
+            mode=mode,
+            status_head=attempt.status_head,
+            status_tail=attempt.status_tail,
+            uploaded_rows=None if upload is None else len(upload.rows),
+            job_url=attempt.job_url,
+            phases=attempt.phases,
         )
 
-    def _ask(self, adql: str, maxrec: int, attempt: _Attempt) -> ResultTable:
+    def _ask(self, request: JobRequest, attempt: Attempt) -> ResultTable:
         from pyvo.dal.tap import TAPQuery  # noqa: PLC0415  # takes 0.9 s to import
 
-        query = TAPQuery(self.url, adql, maxrec=maxrec, session=self._session)
+        uploads = None if request.upload is None else {request.upload_name: BytesIO(request.upload)}
+        query = TAPQuery(
+            self.url, request.adql, maxrec=request.maxrec, uploads=uploads, session=self._session
+        )
         try:
             # pyvo's own execute() would parse from the socket and hide what happened there.
             response = query.submit()
         except requests.RequestException as error:
-            raise _not_sent(error) from error
+            raise not_sent(error) from error
         try:
             attempt.http_status = response.status_code
             if response.history:
                 attempt.redirected_to = str(response.url)
-            body = self._read(response, attempt)
+            body = read_body(response, attempt, clock=self._clock, seconds=self._timeout_seconds)
         finally:
             response.close()
         if response.status_code != requests.codes.ok:
-            raise self._http_failure(response, body)
+            raise http_failure(response, body, self._clock)
         try:
-            result = read_result(body, maxrec=maxrec)
+            result = read_result(body, maxrec=request.maxrec)
         except UnreadableError as error:
-            attempt.query_status, attempt.rows = error.query_status, error.rows
-            raise self._unreadable(error, response) from error
-        attempt.query_status, attempt.rows = result.query_status, len(result.rows)
+            attempt.learn(error)
+            raise unreadable(error, response, self._clock) from error
+        attempt.learn(result)
         return result
 
-    def _read(self, response: requests.Response, attempt: _Attempt) -> bytes:
-        chunks: list[bytes] = []
-        attempt.received = 0
+    def _stated_capabilities(self) -> TapCapabilities | None:
+        """What the service's document says; ``None`` when there was no answer at all."""
+        timeout = min(AVAILABILITY_SECONDS, self._timeout_seconds)
+        attempt = self._begin()
         try:
-            # read1 gives what is there; a read of a whole chunk could wait for ever on a trickle.
-            while chunk := response.raw.read1(_CHUNK, decode_content=True):
-                chunks.append(chunk)
-                attempt.received += len(chunk)
-                if self._clock.monotonic() - attempt.started > self._timeout_seconds:
-                    raise _FailedError(
-                        AnswerClass.TIMEOUT,
-                        f"the answer was not whole after {self._timeout_seconds:g} s "
-                        f"({attempt.received} bytes came)",
-                        transient=True,
-                    )
-                if attempt.received > MAX_BYTES:
-                    raise _FailedError(AnswerClass.OVERFLOW, f"the answer is longer than {MAX_BYTES} bytes")
-        except (HTTPError, OSError) as error:
-            raise _broken(error, attempt.received) from error
-        return b"".join(chunks)
-
-    def _http_failure(self, response: requests.Response, body: bytes) -> _FailedError:
-        code = response.status_code
-        said = error_message(body)
-        message = f"HTTP {code}" + (f": {said}" if said else "")
-        wait = retry_after(response.headers.get("Retry-After"), self._clock)
-        if code == requests.codes.too_many_requests or (code in {400, 503} and _is_busy(excerpt(body))):
-            return _FailedError(AnswerClass.REFUSED, message, transient=True, retry_after=wait)
-        if code in {401, 403}:
-            return _FailedError(
-                AnswerClass.REFUSED,
-                message,
-                retry=Retry.NEVER,
-                hint="The archive wants credentials, or does not let this machine in.",
-            )
-        if code >= 500:
-            return _FailedError(AnswerClass.UNAVAILABLE, message, transient=True, retry_after=wait)
-        if code >= 400:
-            return _FailedError(AnswerClass.ERROR, message, retry=Retry.NEVER)
-        return _FailedError(AnswerClass.MALFORMED, message)
-
-    def _unreadable(self, error: UnreadableError, response: requests.Response) -> _FailedError:
-        if error.answer is AnswerClass.ERROR and error.rows == 0 and _is_busy(error.message):
-            wait = retry_after(response.headers.get("Retry-After"), self._clock)
-            return _FailedError(AnswerClass.REFUSED, error.message, transient=True, retry_after=wait)
-        return _FailedError(error.answer, error.message)
+            response = self._session.get(f"{self.url}/capabilities", timeout=timeout, stream=True)
+            with response:
+                body = read_body(response, attempt, clock=self._clock, seconds=timeout)
+        except (requests.RequestException, FailedError):
+            return None
+        if response.status_code >= 500:
+            return None
+        return read_capabilities(body) if response.ok else CONSERVATIVE
 
 
-class TapSession(requests.Session):
-    """A session that never waits for ever.
-
-    Parameters
-    ----------
-    timeout_seconds
-        Longest silence of a service; a connection has :data:`CONNECT_SECONDS` at most.
-    pool_size
-        Connections that are kept.
-    """
-
-    def __init__(self, *, timeout_seconds: float, pool_size: int = POOL_SIZE) -> None:
-        super().__init__()
-        self._timeout = (min(CONNECT_SECONDS, timeout_seconds), timeout_seconds)
-        adapter = HTTPAdapter(pool_connections=2, pool_maxsize=pool_size)
-        self.mount("http://", adapter)
-        self.mount("https://", adapter)
-        self.headers["User-Agent"] = f"beampipe-dagster/{_own_version()} (IVOA-science)"
-
-    def request(self, *args: Any, **kwargs: Any) -> requests.Response:  # noqa: ANN401  # as above
-        """:meth:`requests.Session.request` with the session's timeouts, unless others are given."""
-        kwargs.setdefault("timeout", self._timeout)
-        return super().request(*args, **kwargs)
-
-
-def tap_base_url(url: str) -> str:
-    """A TAP service's base URL: without a trailing slash, and without ``/sync`` or ``/async``.
-
-    Raises
-    ------
-    ConfigError
-        ``invalid_tap_url``.
-    """
-    base = _ENDPOINT.sub("", url.strip().rstrip("/")).rstrip("/")
-    try:
-        parts = urlsplit(base)
-        usable = (
-            parts.scheme in {"http", "https"}
-            and bool(parts.hostname)
-            and (parts.port is None or parts.port > 0)
-            and not (parts.query or parts.fragment)
-            and not re.search(r"[\s\x00-\x1f\x7f]", base)
-        )
-        secret = parts.username is not None or parts.password is not None
-    except ValueError:
-        usable, secret = False, False
-    if secret:
-        raise ConfigError(
-            f"the TAP URL of host {parts.hostname} holds a user name or password",
-            code="invalid_tap_url",
-            hint="URLs are logged and kept in the ledger: give one without credentials.",
-        )
-    if not usable:
-        raise ConfigError(
-            f"{url!r} is not the URL of a TAP service",
-            code="invalid_tap_url",
-            hint="Give an http(s) URL such as https://casda.csiro.au/casda_vo_tools/tap.",
-        )
-    return base
-
-
-def backoff(error: Exception) -> bool | float:
-    """Whether an attempt is repeated: not at all, after the usual wait, or after given seconds."""
-    if not isinstance(error, _FailedError) or not error.transient:
-        return False
-    if error.retry_after is None:
-        return True
-    if error.retry_after > MAX_RETRY_AFTER_SECONDS:
-        return False
-    return max(error.retry_after, FIRST_WAIT_SECONDS)
-
-
-def retry_after(header: str | None, clock: Clock) -> float | None:
-    """Seconds that a ``Retry-After`` header asks for (RFC 9110 section 10.2.3), if it does."""
-    if header is None:
-        return None
-    if _DELAY_SECONDS.fullmatch(header.strip()):
-        return float(header)
-    try:
-        moment = parsedate_to_datetime(header)
-    except ValueError:
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - clock.now()).total_seconds())
-
-
-def _not_sent(error: requests.RequestException) -> _FailedError:
-    """A request that got no answer at all."""
-    reason = _root_cause(error)
-    if isinstance(error, requests.Timeout) and not isinstance(error, requests.ConnectTimeout):
-        return _FailedError(AnswerClass.TIMEOUT, f"no answer in time: {reason}", transient=True)
-    # A certificate does not get better in seconds.
-    transient = isinstance(error, requests.ConnectionError) and not isinstance(
-        error, requests.exceptions.SSLError
-    )
-    return _FailedError(AnswerClass.UNAVAILABLE, f"no answer: {reason}", transient=transient)
-
-
-def _broken(error: Exception, received: int) -> _FailedError:
-    """An answer whose body stopped coming."""
-    if isinstance(error, ReadTimeoutError | TimeoutError):
-        return _FailedError(AnswerClass.TIMEOUT, f"the answer stopped after {received} bytes", transient=True)
-    return _FailedError(
-        AnswerClass.MALFORMED,
-        f"the answer broke off after {received} bytes: {_root_cause(error)}",
-        transient=True,
-    )
-
-
-def _is_busy(message: str) -> bool:
-    lowered = message.lower()
-    return any(text in lowered for text in _BUSY)
-
-
-def _root_cause(error: BaseException) -> str:
-    """The innermost reason, without the layers of requests and urllib3 and without addresses."""
-    seen: set[int] = set()
-    while id(error) not in seen:
-        seen.add(id(error))
-        inner = getattr(error, "reason", None) or error.__cause__ or error.__context__
-        if not isinstance(inner, BaseException):
-            inner = next((arg for arg in error.args if isinstance(arg, BaseException)), None)
-        if inner is None:
-            break
-        error = inner
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return f"{type(error).__name__}: {text}"
-
-
-def _own_version() -> str:
-    try:
-        return version("beampipe-dagster")
-    except PackageNotFoundError:  # run from a source tree
-        return "0"
+def _translated(failure: FailedError, attempt: Attempt, evidence: Evidence) -> ArchiveError:
+    message = failure.message
+    if attempt.redirected_to:
+        message += f" (redirected to {attempt.redirected_to}: configure that URL instead)"
+    return archive_error(message, evidence, retry=failure.retry, hint=failure.hint)

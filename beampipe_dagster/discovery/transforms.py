@@ -87,6 +87,10 @@ def apply(
     """
     if spec is None:
         return value
+    # A transform alone, which is nearly all of them, has nothing to keep track of.
+    alone = definitions.get(spec) if isinstance(spec, str) else None if isinstance(spec, Sequence) else spec
+    if alone is not None and alone.kind != "chain":
+        return _apply_one(alone, value)
     current: JsonValue = value
     # A stack of its own: the depth of a project's chains is not limited by the interpreter's.
     pending = _Pending(definitions)

@@ -11,15 +11,21 @@ are made of it.
 
 from __future__ import annotations
 
-import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from beampipe_dagster.config.canonical import canonical_json
-from beampipe_dagster.discovery.archive import AnswerClass
-from beampipe_dagster.discovery.streams import BrokenStreamError, Column, promised_rows, stream_rows
+from beampipe_dagster.discovery.archive import AnswerClass, AnswerColumn
+from beampipe_dagster.discovery.cells import cell_text
+from beampipe_dagster.discovery.streams import (
+    BrokenStreamError,
+    Column,
+    check_extent,
+    promised_rows,
+    stream_rows,
+)
+from beampipe_dagster.discovery.xml import XmlError, refuse_tricks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +36,9 @@ SHOWN = 300
 """Characters of a service's own message that are kept."""
 
 # A service must not make us fetch further URLs, or files of this machine.
-_REMOTE_STREAM = re.compile(rb"<(?:\w+:)?STREAM\b[^>]*\shref\s*=", re.IGNORECASE)
+_REMOTE_STREAM = re.compile(rb"<(?:\w+:)?STREAM\b[^<>]*\shref\s*=", re.IGNORECASE)
+_INFO = re.compile(rb"<(?:\w+:)?INFO\b(?:[^<>\"']|\"[^<\"]*\"|'[^<']*')*>", re.IGNORECASE)
+_ATTRIBUTE = re.compile(rb"([\w:.-]+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)')")
 _TAG = re.compile(r"<[^>]*>")
 _LIMITS = {"short": (-(2**15), 2**15 - 1), "int": (-(2**31), 2**31 - 1), "long": (-(2**63), 2**63 - 1)}
 
@@ -63,6 +71,7 @@ class UnreadableError(Exception):
         self.message = message
         self.query_status = query_status
         self.rows = rows
+        self.statuses: tuple[str | None, str | None] = (None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +84,16 @@ class ResultTable:
         Column name to cell text, see :func:`cell_text`.
     query_status
         ``OK``, or ``None`` when the document does not say.
+    columns
+        What the document says about its columns.
+    statuses
+        QUERY_STATUS before and after the table, where the document has them.
     """
 
     rows: list[dict[str, JsonValue]]
     query_status: str | None
+    columns: tuple[AnswerColumn, ...] = ()
+    statuses: tuple[str | None, str | None] = (None, None)
 
 
 def read_result(body: bytes, *, maxrec: int) -> ResultTable:
@@ -96,6 +111,35 @@ def read_result(body: bytes, *, maxrec: int) -> ResultTable:
     UnreadableError
         The document is no complete answer.
     """
+    statuses = query_statuses(body)
+    try:
+        result = _read(body, maxrec)
+    except UnreadableError as error:
+        error.statuses = statuses
+        raise
+    return replace(result, statuses=statuses)
+
+
+def query_statuses(body: bytes) -> tuple[str | None, str | None]:
+    """The last QUERY_STATUS before the rows of a document, and the last one after them."""
+    begin, end = body.find(b"<DATA"), body.rfind(b"</DATA")
+    if begin < 0 <= body.find(b":DATA>"):
+        begin, end = body.find(b":DATA>"), body.rfind(b":DATA>")
+    if begin < 0:
+        return _last_status(body), None
+    return _last_status(body[:begin]), _last_status(body[end:]) if end >= 0 else None
+
+
+def _last_status(part: bytes) -> str | None:
+    found = None
+    for info in _INFO.findall(part):
+        attributes = {name.lower(): a or b for name, a, b in _ATTRIBUTE.findall(info)}
+        if attributes.get(b"name", b"").strip().upper() == b"QUERY_STATUS":
+            found = attributes.get(b"value", b"")[:40].decode(errors="replace").strip().upper()
+    return found
+
+
+def _read(body: bytes, maxrec: int) -> ResultTable:
     votable = _parse(body)
     status = _accepted_status(votable)
     table = _result_table(votable, status)
@@ -114,7 +158,17 @@ def read_result(body: bytes, *, maxrec: int) -> ResultTable:
             AnswerClass.MALFORMED,
             "the table has no rows and the document has no QUERY_STATUS to say that this is all",
         )
-    return ResultTable(_rows(table), status)
+    return ResultTable(_rows(table), status, _columns(table))
+
+
+def _columns(table: Any) -> tuple[AnswerColumn, ...]:  # noqa: ANN401  # astropy has no types
+    found: dict[str, AnswerColumn] = {}
+    for field in table.fields:
+        name = str(field.name or field.ID)
+        size = None if field.arraysize is None else str(field.arraysize)
+        column = AnswerColumn(name, str(field.datatype), size, str(field.unit or ""), str(field.ucd or ""))
+        found.setdefault(name, column)
+    return tuple(found.values())
 
 
 def error_message(body: bytes) -> str:
@@ -140,6 +194,11 @@ def _parse(body: bytes) -> Any:  # noqa: ANN401  # astropy has no types
         raise UnreadableError(
             AnswerClass.MALFORMED, "the table's data are elsewhere (STREAM href), not in the answer"
         )
+    try:
+        refuse_tricks(body)
+        check_extent(body)
+    except (XmlError, BrokenStreamError) as error:
+        raise UnreadableError(AnswerClass.MALFORMED, str(error)) from error
     try:
         return parse(BytesIO(body), verify="ignore")
     except Exception as error:  # astropy raises what it likes on bad documents
@@ -280,54 +339,6 @@ def _cells(column: Any) -> list[str]:  # noqa: ANN401  # numpy arrays of any typ
         "" if masked else cell_text(value)
         for value, masked in zip(np.ma.getdata(column), hidden.tolist(), strict=True)
     ]
-
-
-def cell_text(value: Any) -> str:  # noqa: ANN401  # numpy scalars and arrays of any type
-    """A cell as text, the same whichever way the service wrote it.
-
-    Parameters
-    ----------
-    value
-        A Python or numpy value.
-
-    Returns
-    -------
-    str
-        ``""`` for NULL, a masked value and NaN; strings trimmed; ``true`` and ``false``; integers
-        plainly; floats with the shortest digits that read back the same in their own precision, in
-        canonical JSON's form (``198.39``, ``2.0``, ``1e-7``), infinities as ``+Inf`` and ``-Inf``;
-        arrays as their elements with blanks between, ``NaN`` for an element that is NULL.
-    """
-    if value is None or type(value).__name__ == "MaskedConstant":
-        return ""
-    if isinstance(value, str | bytes):
-        return (value if isinstance(value, str) else value.decode(errors="replace")).strip()
-    if isinstance(value, list | tuple) or getattr(value, "ndim", False):
-        parts = [cell_text(item) for item in value]
-        return " ".join(part or "NaN" for part in parts) if any(parts) else ""
-    return _scalar_text(value)
-
-
-def _scalar_text(value: Any) -> str:  # noqa: ANN401  # numpy scalars of any type
-    if hasattr(value, "dtype"):
-        # A float32 is 0.1 in its own precision and 0.10000000149011612 as a double.
-        short = value.dtype.kind == "f" and value.dtype.itemsize < 8
-        value = float(str(value)) if short else value.item()
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return _float_text(value)
-    if isinstance(value, complex):
-        return f"{_float_text(value.real) or 'NaN'} {_float_text(value.imag) or 'NaN'}"
-    return str(value).strip()
-
-
-def _float_text(value: float) -> str:
-    if math.isnan(value):
-        return ""
-    if math.isinf(value):
-        return "+Inf" if value > 0 else "-Inf"
-    return canonical_json(value)
 
 
 def _one_line(message: str) -> str:

@@ -1,7 +1,8 @@
-"""Which pending sources run now: readiness, caps and grouping, decided in one transaction.
+"""Which pending sources run now: readiness, caps, turns and grouping, decided in one transaction.
 
 Locks on the sources, the executions and the cleared pending flags commit together, so that a source never runs
-twice at once, whoever asks: two daemons, a sensor and an operator, or a tick that was killed.
+twice at once, whoever asks: two daemons, a sensor and an operator, or a tick that was killed. What was decided,
+and why, commits with them.
 """
 
 from __future__ import annotations
@@ -9,26 +10,50 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy.engine import Connection
 
-from beampipe_dagster.clock import Clock
+from beampipe_dagster.clock import Clock, rfc3339
 from beampipe_dagster.config.project import ExecutionAutomation, ProjectConfig
-from beampipe_dagster.errors import BeampipeError, ConflictError
+from beampipe_dagster.errors import BeampipeError, ConflictError, InputError
+from beampipe_dagster.execution import request as asked
+from beampipe_dagster.execution.creation import AUTOMATION, Order, create, groups_of
+from beampipe_dagster.execution.decisions import Cap, as_json, room
+from beampipe_dagster.execution.options import AS_USUAL, LaunchOptions
+from beampipe_dagster.execution.request import LaunchRequest, Problem
+from beampipe_dagster.execution.retry_policy import RetryPolicy
+from beampipe_dagster.execution.room import caps_of, share_of
 from beampipe_dagster.ids import Ids
-from beampipe_dagster.ledger import archive, executions, profiles, projects, provenance, sources
+from beampipe_dagster.ledger import (
+    archive,
+    decisions,
+    executions,
+    pending,
+    profiles,
+    projects,
+    provenance,
+    registration,
+    sources,
+)
+from beampipe_dagster.ledger.decisions import Held, TickDecision
 from beampipe_dagster.ledger.engine import Ledger, queue
-from beampipe_dagster.ledger.execution_values import Execution, NewExecution
+from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.profiles import StoredProfile
 from beampipe_dagster.ledger.projects import ProjectRevision
 from beampipe_dagster.ledger.sources import Source
-from beampipe_dagster.signature.payload import combined_signature, partition_key
+from beampipe_dagster.signature.payload import partition_key
 from beampipe_dagster.sources.readiness import Blocker, blocker
+from beampipe_dagster.sources.status import FAILED_HOLDS
 
-AUTOMATION: Final = "automation"
 QUEUE: Final = "admission"
 """Where admissions of all processes queue: caps are kept by counting, which two may not do at once."""
+
+LIVE_TICKS: Final = 5
+"""A survey without a tick for so many intervals has no turn that others would wait for."""
+
+QUIET: Final = frozenset({"discovery_in_progress"})
+"""What passes by itself within seconds, and is no hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,49 +68,225 @@ class AdmissionReport:
     waiting: int = 0
 
 
-class AdmissionService:
-    """Turns pending sources into executions."""
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """What came of a request: a new execution, or the one that the same request had created before."""
 
-    def __init__(self, *, ledger: Ledger, clock: Clock, ids: Ids, max_in_flight: int) -> None:
+    execution: Execution
+    replayed: bool = False
+
+
+class AdmissionService:
+    """Turns pending sources, and what operators ask for, into executions.
+
+    Parameters
+    ----------
+    max_in_flight
+        Executions at a time, over all surveys.
+    retry
+        The budget of retries where a survey has none of its own.
+    tick_seconds
+        Between two ticks of a survey.
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        clock: Clock,
+        ids: Ids,
+        max_in_flight: int,
+        retry: RetryPolicy | None = None,
+        tick_seconds: float = 60.0,
+    ) -> None:
         self._ledger = ledger
         self._clock = clock
         self._ids = ids
         self._max_in_flight = max_in_flight
+        self._retry = retry or RetryPolicy()
+        self._live = timedelta(seconds=tick_seconds * LIVE_TICKS)
+
+    # -- by itself ----------------------------------------------------------------------------------------
 
     def tick(self, project_id: str) -> AdmissionReport:
-        """Admit what may run now."""
-        now = self._clock.now()
-        with self._ledger.begin() as conn:
-            queue(conn, QUEUE)
-            revision = projects.active(conn, project_id)
-            config = ProjectConfig.from_json(revision.spec)
-            rules = config.automation.execution
-            if rules is None or not rules.enabled:
-                return AdmissionReport(project_id, skip_reason="disabled")
-            try:
-                profile = profiles.resolve(
-                    conn, name=rules.deployment_profile_name, project_module=project_id
-                )
-            except BeampipeError as error:
-                return AdmissionReport(project_id, skip_reason=error.code, message=str(error))
-            runs, reason = self._room(conn, project_id, rules, profile)
-            if not runs:
-                return AdmissionReport(project_id, skip_reason=reason)
-            return self._admit(conn, revision, config, profile, runs, now)
-
-    def admit_one(self, project_id: str, key: str, *, actor: str) -> Execution:
-        """Create an execution for one source's current signature because an operator asked for it.
+        """Admit what may run now, and keep what was decided.
 
         Raises
         ------
-        ConflictError
-            ``partition_unknown``, ``signature_superseded``, or the code of what blocks the source.
+        NotFoundError
+            ``project_not_found``.
         """
         now = self._clock.now()
         with self._ledger.begin() as conn:
             queue(conn, QUEUE)
-            revision = projects.active(conn, project_id)
-            config = ProjectConfig.from_json(revision.spec)
+            tick = _Tick(conn, projects.active(conn, project_id), now)
+            report = self._decide(tick)
+            held = {**tick.held, **{source: tick.left for source in tick.waiting if tick.left}}
+            decision = TickDecision(
+                project_module=project_id,
+                reason=report.skip_reason or (tick.left.code if tick.left and tick.waiting else None),
+                message=report.message,
+                admitted=len(report.admitted),
+                waiting=report.waiting,
+                held=len(tick.held),
+                caps=as_json(tick.caps),
+                profile=f"{tick.profile.name} r{tick.profile.revision}" if tick.profile else None,
+                project_config_id=tick.revision.id,
+            )
+            decisions.record_tick(conn, decision, ids=self._ids, now=now)
+            decisions.record_sources(conn, project_id, held, now=now)
+        return report
+
+    def _decide(self, tick: _Tick) -> AdmissionReport:
+        project_id, rules = tick.revision.project_id, tick.config.automation.execution
+        if rules is None or not rules.enabled:
+            return AdmissionReport(project_id, skip_reason="disabled", waiting=tick.count())
+        self._release_for(tick)
+        try:
+            tick.profile = profiles.resolve(
+                tick.conn, name=rules.deployment_profile_name, project_module=project_id
+            )
+        except BeampipeError as error:
+            return AdmissionReport(
+                project_id, skip_reason=error.code, message=str(error), waiting=tick.count()
+            )
+        tick.caps = self._caps(tick.conn, project_id, rules, tick.profile)
+        runs, reason = room(tick.caps, tick_limit=rules.tick_execution_run_limit)
+        if not runs:
+            words = ", ".join(cap.words() for cap in tick.caps if cap.full)
+            return AdmissionReport(project_id, skip_reason=reason, message=words, waiting=tick.count())
+        return self._admit(tick, rules, tick.profile)
+
+    def _caps(
+        self, conn: Connection, project_id: str, rules: ExecutionAutomation, profile: StoredProfile
+    ) -> list[Cap]:
+        counts = executions.active_counts(conn)
+        return caps_of(project_id, rules, profile, max_in_flight=self._max_in_flight, counts=counts)
+
+    def _release_for(self, tick: _Tick) -> None:
+        """A new revision may have mended what failed: its sources get another chance, and a budget of their own."""
+        failed = pending.failed_under_another(tick.conn, tick.revision.project_id, tick.revision.id)
+        if failed:
+            self._release(tick.conn, failed, AUTOMATION, f"revision {tick.revision.version}", tick.now)
+
+    def _admit(self, tick: _Tick, rules: ExecutionAutomation, profile: StoredProfile) -> AdmissionReport:
+        conn, now, project_id = tick.conn, tick.now, tick.revision.project_id
+        limit = rules.tick_execution_source_limit
+        candidates = pending.take(conn, project_id, limit=limit, now=now)
+        for source in pending.delayed(conn, project_id, limit=limit, now=now):
+            tick.held[source.source_identifier] = _delayed(source)
+        if not candidates:
+            return AdmissionReport(project_id, skip_reason="no_pending_sources", held=tick.codes())
+        ready = self._sort(tick, candidates)
+        tick.waiting = [source.source_identifier for source in ready]
+        if not ready:
+            return AdmissionReport(project_id, skip_reason="sources_skipped_not_ready", held=tick.codes())
+        short = _too_few(ready, rules, now)
+        if short is not None:
+            tick.left = short
+            return AdmissionReport(
+                project_id, [], short.code, short.message, held=tick.codes(), waiting=len(ready)
+            )
+        groups = groups_of(ready, rules.max_sources_per_execution)
+        share = share_of(
+            conn,
+            project_id,
+            rules,
+            tick.caps,
+            profile_id=profile.id,
+            wanted=len(groups),
+            max_in_flight=self._max_in_flight,
+            live=self._live,
+            now=now,
+        )
+        order = Order(tick.revision, tick.config, profile, AUTOMATION, self._retry)
+        admitted = [create(conn, order, group, ids=self._ids, now=now) for group in groups[: share.runs]]
+        if admitted:
+            weight = float(rules.weight or 1)
+            decisions.serve(conn, project_id, share.served + len(admitted) / weight, now=now)
+        gone = {name for execution in admitted for name in execution.source_identifiers}
+        tick.waiting = [name for name in tick.waiting if name not in gone]
+        tick.left = Held(share.reason, _WORDS.get(share.reason, "there is no room for it now"))
+        reason, message = (None, None) if admitted else (share.reason, tick.left.message)
+        return AdmissionReport(
+            project_id, admitted, reason, message, held=tick.codes(), waiting=len(tick.waiting)
+        )
+
+    def _sort(self, tick: _Tick, candidates: Sequence[Source]) -> list[Source]:
+        """Those that may run; the reasons of the others are kept."""
+        conn, project_id = tick.conn, tick.revision.project_id
+        busy = executions.active_sources(conn, project_id)
+        rows = archive.metadata_of(conn, project_id, [source.source_identifier for source in candidates])
+        ready: list[Source] = []
+        done: list[str] = []
+        for source in candidates:
+            name = source.source_identifier
+            if name in busy:
+                tick.held[name] = Held("source_already_executing", "an active execution has it")
+                continue
+            if source.discovery_signature == source.last_executed_discovery_signature:
+                done.append(source.id)
+                continue
+            why = blocker(source, rows.get(name, {}))
+            if why is None:
+                ready.append(source)
+                continue
+            tick.held[name] = Held(why.code, why.message)
+            self._hold(conn, source, why, tick.now)
+        if done:
+            sources.update(conn, done, {"workflow_run_pending": False, "hold": None}, now=tick.now)
+        return ready
+
+    def _hold(self, conn: Connection, source: Source, why: Blocker, now: datetime) -> None:
+        """Keep why a pending source does not run; told once for each reason."""
+        if why.code in QUIET or (source.hold or {}).get("message") == why.message:
+            return
+        sources.update(conn, [source.id], {"hold": why.as_dict()}, now=now)
+        event = provenance.Event(
+            event_type="execution.held",
+            project_module=source.project_module,
+            source_identifier=source.source_identifier,
+            payload=why.as_dict(),
+        )
+        provenance.record(conn, [event], ids=self._ids, now=now)
+
+    # -- by hand ------------------------------------------------------------------------------------------
+
+    def launch(self, request: LaunchRequest) -> Launched:
+        """Create the execution that an operator asks for; the same request under the same key gives it again.
+
+        It counts in every cap, clears the pending flags and locks the sources as any other. Everything that
+        speaks against it is found at once.
+
+        Raises
+        ------
+        InputError
+            ``no_sources``, ``invalid_idempotency_key``.
+        NotFoundError
+            ``project_not_found``.
+        ConflictError
+            ``idempotency_key_reused``; the code of what speaks against it, or ``launch_refused`` for several.
+        """
+        request = request.checked()
+        with self._ledger.begin() as conn:
+            queue(conn, QUEUE)
+            before = asked.replayed(conn, request)
+            if before is not None:
+                return Launched(before, replayed=True)
+            return Launched(self._by_hand(conn, request))
+
+    def admit_one(
+        self, project_id: str, key: str, *, actor: str, options: LaunchOptions | None = None
+    ) -> Execution:
+        """Create an execution for one source's current signature because an operator materialized its partition.
+
+        Raises
+        ------
+        ConflictError
+            ``partition_unknown``, ``signature_superseded``, or the code of what speaks against it.
+        """
+        with self._ledger.begin() as conn:
+            queue(conn, QUEUE)
             change = archive.latest_change(conn, project_id, key)
             if change is None:
                 raise ConflictError(
@@ -102,197 +303,184 @@ class AdmissionService:
                     hint="materialize its current partition "
                     + repr(partition_key(source.source_identifier, source.discovery_signature or "none")),
                 )
-            held = blocker(
-                source,
-                archive.metadata_of(conn, project_id, [source.source_identifier]).get(
-                    source.source_identifier, {}
-                ),
+            request = LaunchRequest(
+                project_id, (source.source_identifier,), actor, options=options or AS_USUAL
             )
-            if held is not None:
-                raise ConflictError(held.message, code=held.code, hint=held.hint)
-            rules = config.automation.execution or ExecutionAutomation()
-            profile = profiles.resolve(conn, name=rules.deployment_profile_name, project_module=project_id)
-            return self._create(conn, revision, config, profile, [source], actor=actor, now=now)
+            return self._by_hand(conn, request)
 
-    def _room(
-        self, conn: Connection, project_id: str, rules: ExecutionAutomation, profile: StoredProfile
-    ) -> tuple[int, str | None]:
-        """How many executions may be added, and which cap allows none."""
-        total, by_project, by_profile = executions.active_counts(conn)
-        room = [(rules.tick_execution_run_limit, "rate_limited")]
-        if rules.concurrent_execution_run_limit is not None:
-            room.append(
-                (
-                    rules.concurrent_execution_run_limit - by_project.get(project_id, 0),
-                    "project_in_flight_cap",
-                )
-            )
-        room.append((self._max_in_flight - total, "in_flight_cap"))
-        if profile.max_concurrent_executions is not None:
-            room.append(
-                (profile.max_concurrent_executions - by_profile.get(profile.id, 0), "profile_in_flight_cap")
-            )
-        runs, reason = min(room, key=lambda item: item[0])
-        return (runs, None) if runs > 0 else (0, reason)
-
-    def _admit(
-        self,
-        conn: Connection,
-        revision: ProjectRevision,
-        config: ProjectConfig,
-        profile: StoredProfile,
-        runs: int,
-        now: datetime,
-    ) -> AdmissionReport:
-        project_id = revision.project_id
+    def _by_hand(self, conn: Connection, request: LaunchRequest) -> Execution:
+        revision = projects.active(conn, request.project_id)
+        config = ProjectConfig.from_json(revision.spec)
         rules = config.automation.execution or ExecutionAutomation()
-        waiting = sources.pending(conn, project_id, limit=rules.tick_execution_source_limit)
-        if not waiting:
-            return AdmissionReport(project_id, skip_reason="no_pending_sources")
-        ready, held = self._sort(conn, project_id, waiting, now)
-        if ready and len(ready) < rules.min_sources_to_trigger:
-            oldest = min((source.workflow_run_pending_at or now) for source in ready)
-            if now - oldest < timedelta(minutes=rules.max_wait_minutes):
-                return AdmissionReport(
-                    project_id, skip_reason="threshold_not_met", held=held, waiting=len(ready)
-                )
-        size = rules.max_sources_per_execution
-        groups = [ready[start : start + size] for start in range(0, len(ready), size)][:runs]
-        admitted = [
-            self._create(conn, revision, config, profile, group, actor=AUTOMATION, now=now)
-            for group in groups
-        ]
-        left = len(ready) - sum(len(group) for group in groups)
-        reason = None if admitted else "sources_skipped_not_ready"
-        return AdmissionReport(project_id, admitted, reason, held=held, waiting=left)
-
-    def _sort(
-        self, conn: Connection, project_id: str, waiting: Sequence[Source], now: datetime
-    ) -> tuple[list[Source], dict[str, str]]:
-        """Split pending sources into those that may run and those that are held, and keep the reasons."""
-        busy = executions.active_sources(conn, project_id)
-        rows = archive.metadata_of(conn, project_id, [source.source_identifier for source in waiting])
-        ready: list[Source] = []
-        held: dict[str, str] = {}
-        for source in waiting:
-            if source.source_identifier in busy:
-                held[source.source_identifier] = "source_already_executing"
-                continue
-            if source.discovery_signature == source.last_executed_discovery_signature:
-                sources.update(conn, [source.id], {"workflow_run_pending": False, "hold": None}, now=now)
-                continue
-            why = blocker(source, rows.get(source.source_identifier, {}))
-            if why is None:
-                ready.append(source)
-                continue
-            held[source.source_identifier] = why.code
-            self._hold(conn, source, why, now)
-        return ready, held
-
-    def _hold(self, conn: Connection, source: Source, why: Blocker, now: datetime) -> None:
-        """Keep why a pending source does not run; told once for each reason."""
-        if why.code == "discovery_in_progress" or (source.hold or {}).get("message") == why.message:
-            return
-        sources.update(conn, [source.id], {"hold": why.as_dict()}, now=now)
-        event = provenance.Event(
-            event_type="execution.held",
-            project_module=source.project_module,
-            source_identifier=source.source_identifier,
-            payload=why.as_dict(),
+        rows = registration.locked(conn, request.project_id, sorted(set(request.sources)))
+        problems: list[Problem] = [*asked.about_survey(config, request.sources)]
+        profile: StoredProfile | None = None
+        try:
+            profile = profiles.resolve(
+                conn,
+                name=request.profile or rules.deployment_profile_name,
+                project_module=request.project_id,
+            )
+        except BeampipeError as error:
+            problems.append(asked.of_error(error))
+        problems += asked.about_sources(conn, request.project_id, request.sources, rows)
+        if profile is not None:
+            caps = self._caps(conn, request.project_id, rules, profile)
+            problems += asked.about_caps(caps, force=request.force)
+        asked.refuse(problems)
+        if profile is None:
+            raise AssertionError("a profile that is not there was refused")
+        order = Order(
+            revision,
+            config,
+            profile,
+            request.actor,
+            self._retry,
+            request.options,
+            request.key,
+            request.sha256,
         )
-        provenance.record(conn, [event], ids=self._ids, now=now)
+        by_name = {row.source_identifier: row for row in rows}
+        group = [by_name[name] for name in request.sources]
+        return create(conn, order, group, ids=self._ids, now=self._clock.now())
 
-    def _create(
-        self,
-        conn: Connection,
-        revision: ProjectRevision,
-        config: ProjectConfig,
-        profile: StoredProfile,
-        group: Sequence[Source],
-        *,
-        actor: str,
-        now: datetime,
-    ) -> Execution:
-        signatures = {source.source_identifier: source.discovery_signature or "" for source in group}
-        new = self._new_execution(revision, config, profile, signatures, actor)
-        execution = executions.create(conn, new, now=now)
-        sources.update(
-            conn,
-            [source.id for source in group],
-            {"workflow_run_pending": False, "hold": None},
-            now=now,
-        )
-        payload: dict[str, Any] = {
-            "partition_key": execution.partition_key,
-            "profile": f"{profile.name} r{profile.revision}",
-            "project_version": revision.version,
-        }
-        provenance.record(
-            conn,
-            [
+    def release(self, project_id: str, identifiers: Sequence[str], *, actor: str) -> list[str]:
+        """Let sources run again whose execution failed, with a new budget of retries; their names.
+
+        Also those that wait for their retry. Sources of which nothing failed are left as they are.
+
+        Raises
+        ------
+        InputError
+            ``source_not_registered``: some of the names are unknown; nothing is changed.
+        """
+        now = self._clock.now()
+        with self._ledger.begin() as conn:
+            queue(conn, QUEUE)
+            projects.active(conn, project_id)
+            rows = self._registered(conn, project_id, identifiers)
+            failed = [row for row in rows if _failed(row)]
+            if failed:
+                self._release(conn, failed, actor, "released", now)
+        return [row.source_identifier for row in failed]
+
+    def prioritize(
+        self, project_id: str, identifiers: Sequence[str], priority: int, *, actor: str
+    ) -> list[str]:
+        """Give sources a priority: the higher ones get their turn first; the names of those that had another.
+
+        Raises
+        ------
+        InputError
+            ``invalid_priority``; ``source_not_registered``: some of the names are unknown; nothing is changed.
+        """
+        if not -PRIORITIES <= priority <= PRIORITIES:
+            raise InputError(
+                f"{priority} cannot be a priority",
+                code="invalid_priority",
+                hint=f"give a whole number from {-PRIORITIES} to {PRIORITIES}; 0 is what every source begins with",
+            )
+        now = self._clock.now()
+        with self._ledger.begin() as conn:
+            projects.active(conn, project_id)
+            rows = self._registered(conn, project_id, identifiers)
+            changed = [row for row in rows if row.priority != priority]
+            sources.update(conn, [row.id for row in changed], {"priority": priority}, now=now)
+            told = [
                 provenance.Event(
-                    event_type=kind,
-                    project_module=execution.project_module,
-                    source_identifier=name,
-                    execution_id=execution.id,
+                    event_type="source.prioritized",
+                    project_module=project_id,
+                    source_identifier=row.source_identifier,
                     actor=actor,
-                    correlation_id=execution.claim_token,
-                    payload=payload,
+                    payload={"priority": priority, "before": row.priority},
                 )
-                for name in signatures
-                for kind in (
-                    ("execution.created", "execution.automated_admitted")
-                    if actor == AUTOMATION
-                    else ("execution.created",)
-                )
-            ],
-            ids=self._ids,
-            now=now,
-        )
-        return execution
+                for row in changed
+            ]
+            provenance.record(conn, told, ids=self._ids, now=now)
+        return [row.source_identifier for row in changed]
 
-    def _new_execution(
-        self,
-        revision: ProjectRevision,
-        config: ProjectConfig,
-        profile: StoredProfile,
-        signatures: dict[str, str],
-        actor: str,
-    ) -> NewExecution:
-        combined = combined_signature(signatures)
-        name, signature = next(iter(signatures.items()))
-        key = (
-            partition_key(name, signature)
-            if len(signatures) == 1
-            else partition_key(f"{len(signatures)}-sources", combined)
-        )
-        rules = config.automation.execution or ExecutionAutomation()
-        policy = config.output_verification
-        return NewExecution(
-            id=self._ids.new(),
-            project_module=revision.project_id,
-            partition_key=key,
-            claim_token=self._ids.new(),
-            sources=[
-                {"source_identifier": source, "discovery_signature": value}
-                for source, value in signatures.items()
-            ],
-            signatures=signatures,
-            archive_name=rules.archive_name,
-            discovery_signature=combined,
-            project_config_id=revision.id,
-            deployment_profile_id=profile.id,
-            deployment_profile_revision=profile.revision,
-            deployment_profile_snapshot={
-                **profile.spec,
-                "id": profile.id,
-                "revision": profile.revision,
-                "spec_sha256": profile.spec_sha256,
-            },
-            output_verification_required=policy.required,
-            output_verification_policy={
-                "required": policy.required,
-                "inventory_schema": policy.inventory_schema,
-            },
-            created_by=actor,
-        )
+    def _registered(self, conn: Connection, project_id: str, identifiers: Sequence[str]) -> list[Source]:
+        wanted = sorted(set(identifiers))
+        rows = registration.locked(conn, project_id, wanted)
+        unknown = sorted(set(wanted) - {row.source_identifier for row in rows})
+        if unknown:
+            raise InputError(
+                f"not registered in {project_id!r}: {', '.join(unknown[:10])}",
+                code="source_not_registered",
+                hint="register them first, or correct the names; nothing was changed",
+                details={"unknown": [*unknown]},
+            )
+        return rows
+
+    def _release(self, conn: Connection, rows: Sequence[Source], actor: str, why: str, now: datetime) -> None:
+        pending.release(conn, [row.id for row in rows], now=now)
+        told = [
+            provenance.Event(
+                event_type="execution.released",
+                project_module=row.project_module,
+                source_identifier=row.source_identifier,
+                execution_id=row.failed_execution_id,
+                actor=actor,
+                payload={"why": why, "hold": row.hold},
+            )
+            for row in rows
+        ]
+        provenance.record(conn, told, ids=self._ids, now=now)
+
+
+PRIORITIES: Final = 1_000_000
+"""Priorities go from minus to plus this."""
+
+_WORDS: Final = {
+    "fair_share": "it is the turn of other surveys",
+    "rate_limited": "this tick has begun as many executions as it may",
+}
+
+
+@dataclass(slots=True)
+class _Tick:
+    """What a tick knows so far."""
+
+    conn: Connection
+    revision: ProjectRevision
+    now: datetime
+    profile: StoredProfile | None = None
+    caps: list[Cap] = field(default_factory=list)
+    held: dict[str, Held] = field(default_factory=dict)
+    waiting: list[str] = field(default_factory=list)
+    left: Held | None = None
+
+    @property
+    def config(self) -> ProjectConfig:
+        return ProjectConfig.from_json(self.revision.spec)
+
+    def codes(self) -> dict[str, str]:
+        return {name: why.code for name, why in self.held.items()}
+
+    def count(self) -> int:
+        return pending.count(self.conn, self.revision.project_id)
+
+
+def _failed(source: Source) -> bool:
+    """Whether an execution of the source's current signature failed, and nothing newer is on its way."""
+    if source.failed_now:
+        return True
+    return not source.workflow_run_pending and (source.hold or {}).get("code") in FAILED_HOLDS
+
+
+def _delayed(source: Source) -> Held:
+    at = source.retry_at
+    when = f" at {rfc3339(at)}" if at else ""
+    return Held("retry_waiting", f"its last execution failed; it is tried again{when}", at)
+
+
+def _too_few(ready: Sequence[Source], rules: ExecutionAutomation, now: datetime) -> Held | None:
+    """Why a group is waited for, when it is."""
+    if len(ready) >= rules.min_sources_to_trigger:
+        return None
+    oldest = min((source.workflow_run_pending_at or now) for source in ready)
+    until = oldest + timedelta(minutes=rules.max_wait_minutes)
+    if now >= until:
+        return None
+    words = f"{len(ready)} of {rules.min_sources_to_trigger} sources that begin an execution wait"
+    return Held("threshold_not_met", f"{words}; it begins at {rfc3339(until)} at the latest", until)

@@ -24,10 +24,12 @@ from beampipe_dagster.config.project import (
     Query,
 )
 from beampipe_dagster.discovery.prepare import FLAG_SOURCES, RECORD_FIELDS, ROW_CHOICES
+from beampipe_dagster.discovery.rewrite_report import QueryReport, report
 from beampipe_dagster.discovery.templates import render, template_context
 from beampipe_dagster.errors import BeampipeError
 from beampipe_dagster.execution.manifest import DEFAULT_SCATTER, match_json
 from beampipe_dagster.execution.patches import described
+from beampipe_dagster.execution.staged import survey_stages
 
 EXAMPLE_SOURCE: Final = "HIPASSJ1318-21"
 """The source whose queries are shown when no other is named."""
@@ -168,22 +170,41 @@ def _all_queries(config: ProjectConfig) -> tuple[Query, ...]:
 
 def _queries(config: ProjectConfig, source: str) -> Iterator[str]:
     queries = config.discovery.queries
+    asked = {one.name: one for one in report(config, source_identifier=source)}
     if not queries:
         yield "There is no query: nothing is discovered."
     for index, query in enumerate(queries):
         role = "lists the datasets" if index == 0 else "adds to the source"
         yield f"{query.name} ({query.adapter}) {role}; for {source}:"
         yield from _filled(config, query, source, index)
+        yield from _for_many(query, asked[query.name])
     for query in config.discovery.enrichments:
         yield f"{query.name} ({query.adapter}) is asked for each scheduling block, such as {_SBID}:"
         yield from _filled(config, query, source, len(queries), sbid=_SBID)
+        yield from _for_many(query, asked[query.name])
         if query.name in ROW_CHOICES:
             yield "The row that is kept is chosen by this survey's built-in rule; without one the look fails."
 
 
+def _for_many(query: Query, asked: QueryReport) -> Iterator[str]:
+    yield asked.sentence
+    keep, mark = query.keep, query.watermark
+    if keep is not None and keep.where:
+        kept = " and ".join(f"{name} is {' or '.join(values)}" for name, values in sorted(keep.where.items()))
+        yield f"Of its rows those are kept whose {kept}."
+    if keep is not None and keep.latest is not None:
+        each = f" for each {' and '.join(keep.per)}" if keep.per else ""
+        yield f"Of its rows those with the greatest {keep.latest} are kept{each}."
+    if mark is not None:
+        yield (
+            f"New rows are found for all sources at once by {mark.column}, every {mark.every_minutes} min, "
+            f"{mark.lag_hours} h of overlap included."
+        )
+
+
 def _filled(config: ProjectConfig, query: Query, source: str, index: int, **more: JsonValue) -> Iterator[str]:
     try:
-        text = render(query.template, {**template_context(config, source, index), **more})
+        text = render(query.adql_template, {**template_context(config, source, index), **more})
     except BeampipeError as error:
         yield f"    cannot be filled in: {error.message}"
         return
@@ -326,6 +347,8 @@ def _where(config: ProjectConfig, profile: DeploymentProfile | None) -> Iterator
             yield f"At most {cap} executions at a time there."
         translation = profile.translation
         yield f"The graph is translated with {translation.algo} for {translation.num_par} partitions."
+    if survey_stages(config):
+        yield "Before that, the archive brings its data online (CASDA data staging)."
     if config.output_verification.required:
         yield "An execution is done only when its products were verified."
 

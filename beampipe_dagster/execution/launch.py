@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Final
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from beampipe_dagster.clock import Clock
 from beampipe_dagster.errors import ConflictError
 from beampipe_dagster.execution.admission import AdmissionService
-from beampipe_dagster.ledger import executions
+from beampipe_dagster.execution.options import LaunchOptions
+from beampipe_dagster.ledger import executions, sources
 from beampipe_dagster.ledger.engine import Ledger
 from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.states import ACTIVE, Status, SubmissionState
@@ -61,6 +64,7 @@ class Launcher:
                 sa.or_(record.c.lease_token.is_(None), record.c.lease_expires_at <= now),
                 limit=limit,
                 lock=True,
+                light=True,
             )
             launched = [
                 executions.move(
@@ -76,11 +80,28 @@ class Launcher:
             ]
         return [Launch(execution, f"{execution.id}:{execution.launch_count}") for execution in launched]
 
-    def for_partition(self, project_id: str, partition_key: str, *, actor: str) -> Execution:
+    def for_partition(
+        self,
+        project_id: str,
+        partition_key: str,
+        *,
+        actor: str,
+        again: bool = False,
+        options: LaunchOptions | None = None,
+    ) -> Execution:
         """The execution that a materialization of this partition is about.
 
         An active one is resumed. Where there is none yet, and the key is the source's current signature, one is
         created as admission would. Everything else is refused with its reason; nothing is ever submitted twice.
+
+        Parameters
+        ----------
+        again
+            An operator asks for it, with the first of the steps: one that is over is followed by a new one, unless
+            its results stand. A later step never does that, and nor does a run that the clock has asked for: they
+            are about an execution that has failed meanwhile.
+        options
+            For an execution that is created.
 
         Raises
         ------
@@ -90,16 +111,31 @@ class Launcher:
         """
         with self._ledger.read() as conn:
             known = executions.by_partition(conn, project_id, partition_key)
-        if known is None:
-            return self._admission.admit_one(project_id, partition_key, actor=actor)
+            stands = known is not None and known.status is Status.COMPLETED and _stands(conn, known)
+        if known is None or (again and known.terminal and not stands):
+            return self._admission.admit_one(project_id, partition_key, actor=actor, options=options)
         if not known.terminal:
             return known
-        hints = {
-            Status.COMPLETED: "its results stand; a new deposit gives the source a new partition",
-            Status.FAILED: "see its outcome for the reason; a new deposit gives the source a new partition",
-        }
         raise ConflictError(
             f"execution {known.id} of {partition_key!r} is {known.status.value} already",
             code=f"execution_{known.status.value}",
-            hint=hints.get(known.status, "it is over and is not run again"),
+            hint=_HINTS.get(
+                known.status, "it is over; materialize workflow_manifest by hand to run it again"
+            ),
         )
+
+
+_HINTS: Final = {
+    Status.COMPLETED: "its results stand; a new deposit gives the source a new partition",
+    Status.FAILED: "see its outcome for the reason; materialize workflow_manifest by hand to try it again, or wait "
+    "for a new deposit, which gives the source a new partition",
+}
+
+
+def _stands(conn: Connection, execution: Execution) -> bool:
+    """Whether a completed execution is still the last word about one of its sources."""
+    signatures = {item["source_identifier"]: item["discovery_signature"] for item in execution.sources}
+    rows = sources.by_identifiers(conn, execution.project_module, execution.source_identifiers)
+    return not rows or any(
+        row.last_executed_discovery_signature == signatures[row.source_identifier] for row in rows
+    )

@@ -7,13 +7,18 @@ from typing import Any, Final
 from sqlalchemy.engine import Connection
 
 from beampipe_dagster.clock import Clock, rfc3339
+from beampipe_dagster.config.canonical import JsonValue
+from beampipe_dagster.execution.retry_policy import Retry, RetryPolicy, after_failure
 from beampipe_dagster.ids import Ids
-from beampipe_dagster.ledger import executions, fsm, outbox, provenance, sources
+from beampipe_dagster.ledger import executions, fsm, outbox, provenance, registration, sources
 from beampipe_dagster.ledger.execution_values import Execution
+from beampipe_dagster.ledger.pending import FORGIVEN
 from beampipe_dagster.ledger.states import Status, TerminalOutcome
 
 OUTCOME_ASSET: Final = "execution_outcome"
 OUTCOME_CHECK: Final = "execution_succeeded"
+SUCCEEDED: Final = frozenset({Status.COMPLETED, Status.NOT_SUBMITTED})
+"""Statuses after which a signature counts as executed: everything that was asked for was done."""
 
 
 def finish(
@@ -31,8 +36,9 @@ def finish(
 ) -> Execution:
     """Move an execution to a terminal status, with all that follows from it, in the caller's transaction.
 
-    A completed execution marks its signatures as executed. A failed one holds its sources for the operator: it
-    is not tried again for the same signature, and a new signature makes the source pending by itself.
+    A completed execution marks its signatures as executed, and so does one that was not to be submitted. A failed
+    one makes its sources pending again after a while, as far as its budget of retries goes; then it holds them for
+    the operator. A new signature makes a source pending by itself.
     """
     now = clock.now()
     done = executions.move(
@@ -47,7 +53,11 @@ def finish(
             "last_error_code": error_code,
         },
     )
-    _settle_sources(conn, done, clock=clock)
+    retry = _settle_sources(conn, done, clock=clock)
+    told: dict[str, JsonValue] = {"outcome": outcome.value, "error": error, "code": error_code}
+    if retry is not None and retry.budget:
+        told["retry_at"] = rfc3339(retry.at) if retry.at else None
+        told["retry"] = f"{min(retry.number, retry.budget)} of {retry.budget}"
     provenance.record(
         conn,
         [
@@ -57,7 +67,7 @@ def finish(
                 source_identifier=name,
                 execution_id=done.id,
                 correlation_id=done.claim_token,
-                payload={"outcome": outcome.value, "error": error, "code": error_code},
+                payload=told,
             )
             for name in done.source_identifiers
         ],
@@ -68,29 +78,61 @@ def finish(
     return done
 
 
-def _settle_sources(conn: Connection, execution: Execution, *, clock: Clock) -> None:
-    rows = sources.by_identifiers(conn, execution.project_module, execution.source_identifiers)
+def _settle_sources(conn: Connection, execution: Execution, *, clock: Clock) -> Retry | None:
+    """Write on the sources what became of their signatures; what follows from a failure."""
     executed = {source["source_identifier"]: source["discovery_signature"] for source in execution.sources}
-    for source in sorted(rows, key=lambda row: row.source_identifier):  # everybody locks by name
-        signature = executed[source.source_identifier]
-        current = source.discovery_signature == signature
-        if execution.status is Status.COMPLETED:
-            values: dict[str, object] = {"last_executed_discovery_signature": signature}
-            if current:
-                values["hold"] = None
-        elif execution.status is Status.FAILED and current:
-            values = {
-                "hold": {
-                    "code": "execution_failed",
-                    "message": f"execution {execution.id} failed: {execution.last_error}",
-                    "hint": "it runs again when the archives give it a new signature",
-                    "execution_id": execution.id,
-                    "signature": signature,
-                }
+    rows = registration.locked(conn, execution.project_module, execution.source_identifiers)
+    current = [row for row in rows if row.discovery_signature == executed[row.source_identifier]]
+    now = clock.now()
+    if execution.status in SUCCEEDED:
+        for row in rows:
+            done: dict[str, object] = {
+                "last_executed_discovery_signature": executed[row.source_identifier],
+                **({"hold": None, **FORGIVEN} if row in current else {}),
             }
-        else:
-            continue
-        sources.update(conn, [source.id], values, now=clock.now())
+            sources.update(conn, [row.id], done, now=now)
+        return None
+    if execution.status is not Status.FAILED:
+        return None
+    retry = after_failure(
+        RetryPolicy.of(execution.retry_policy),
+        used=execution.retry_number,
+        failure_class=execution.failure_class,
+        code=execution.last_error_code,
+        now=now,
+    )
+    for row in current:
+        signature = executed[row.source_identifier]
+        values: dict[str, object] = {
+            "hold": _hold(execution, signature, retry),
+            "failed_signature": signature,
+            "failed_execution_id": execution.id,
+            "failed_config_id": execution.project_config_id,
+            "retry_at": retry.at,
+        }
+        if retry.at is not None:
+            values |= {"workflow_run_pending": True, "workflow_run_pending_at": now}
+        sources.update(conn, [row.id], values, now=now)
+    return retry
+
+
+def _hold(execution: Execution, signature: str, retry: Retry) -> dict[str, JsonValue]:
+    message = f"execution {execution.id} failed: {execution.last_error}"
+    hold: dict[str, JsonValue] = {
+        "code": "retry_budget_exhausted" if retry.used_up else "execution_failed",
+        "message": message,
+        "hint": "it runs again when the archives give it a new signature, when the survey has a new revision, or "
+        "when you release it",
+        "execution_id": execution.id,
+        "signature": signature,
+    }
+    if retry.at is not None:
+        hold["retry_at"] = rfc3339(retry.at)
+        hold["hint"] = f"it is tried again at {rfc3339(retry.at)}, retry {retry.number} of {retry.budget}"
+    elif retry.used_up:
+        number = "retry is" if retry.budget == 1 else "retries are"
+        hold["message"] = f"{message}; its {retry.budget} {number} used up"
+    return hold
 
 
 def outcome_messages(execution: Execution) -> list[outbox.Message]:
@@ -114,6 +156,8 @@ def outcome_messages(execution: Execution) -> list[outbox.Message]:
         "completed_at": rfc3339(execution.completed_at) if execution.completed_at else None,
         "phases": execution.phase_timestamps,
         "run_record": execution.run_record,
+        "retry_of": execution.retry_of,
+        "retry_number": execution.retry_number,
     }
     common = {
         "project_module": execution.project_module,
@@ -128,7 +172,7 @@ def outcome_messages(execution: Execution) -> list[outbox.Message]:
             kind="check",
             payload={
                 "check": OUTCOME_CHECK,
-                "passed": execution.status is Status.COMPLETED,
+                "passed": execution.status in SUCCEEDED,
                 "partition_key": execution.partition_key,
                 "execution_id": execution.id,
                 "error": execution.last_error,

@@ -15,6 +15,7 @@ from beampipe_dagster.config.profile import DeploymentProfile, load_profile
 from beampipe_dagster.config.project import ProjectConfig
 from beampipe_dagster.config.validation import load_project, project_advice, validate_project
 from beampipe_dagster.config.yaml_loader import load_yaml
+from beampipe_dagster.discovery.quarantine import release_failing
 from beampipe_dagster.errors import ConfigError, InputError
 from beampipe_dagster.execution.graph import MAX_GRAPH_BYTES, parse_graph
 from beampipe_dagster.execution.graph_fetch import GraphFetcher
@@ -125,6 +126,7 @@ class ProjectService:
                 payload={"spec_sha256": revision.spec_sha256, "version": revision.version},
             )
             provenance.record(conn, [event], ids=self._ids, now=now)
+            release_failing(conn, revision, actor=actor, ids=self._ids, now=now)
         return AddedProject(revision, changed=True, warnings=warnings, findings=findings)
 
     def add_profile(self, path: Path) -> tuple[StoredProfile, bool]:

@@ -1,9 +1,11 @@
-"""From what is known about each layer to what the operator sees: one pure function over the axes."""
+"""From what is known about each layer to what the operator sees: one table over the axes, read from its top."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from beampipe_dagster.ledger.states import (
     DALIUGE_ACTIVE,
@@ -54,93 +56,148 @@ class Decision:
     requires_operator: bool | None = None
 
 
-def reconcile(axes: Axes) -> Decision:
-    """The first rule that fits, in this order: failures, contradictions, cancellation, success, then waiting."""
-    return _failed(axes) or _cancelled(axes) or _succeeded(axes) or _waiting(axes)
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One line of the table.
+
+    Attributes
+    ----------
+    when
+        The condition, in words.
+    holds
+        The condition itself.
+    then
+        What follows.
+    """
+
+    when: str
+    holds: Callable[[Axes], bool]
+    then: Decision
 
 
-def _failed(axes: Axes) -> Decision | None:
-    daliuge_active = axes.daliuge in DALIUGE_ACTIVE
-    scheduler_active = axes.scheduler in SCHEDULER_ACTIVE
-    if axes.outputs is OutputState.FAILED or axes.submission is SubmissionState.FAILED:
-        return Decision(Status.FAILED, NextAction.NONE, TerminalOutcome.FAILED)
-    if axes.daliuge is DaliugeState.FAILED:
-        return _failure(
-            NextAction.POLL_SCHEDULER, "daliuge_failed_scheduler_active" if scheduler_active else None
-        )
-    if axes.scheduler in {SchedulerState.FAILED, SchedulerState.TIMED_OUT}:
-        return _failure(
-            NextAction.POLL_DALIUGE, "scheduler_failed_daliuge_active" if daliuge_active else None
-        )
-    if axes.scheduler is SchedulerState.SUCCEEDED and daliuge_active:
-        return Decision(
-            Status.FAILED,
-            NextAction.OPERATOR_REVIEW,
-            TerminalOutcome.INCONSISTENT,
-            "scheduler_finished_daliuge_active",
-            requires_operator=True,
-        )
-    return None
+def _daliuge_active(axes: Axes) -> bool:
+    return axes.daliuge in DALIUGE_ACTIVE
 
 
-def _failure(action: NextAction, mismatch: str | None) -> Decision:
+def _scheduler_active(axes: Axes) -> bool:
+    return axes.scheduler in SCHEDULER_ACTIVE
+
+
+def _scheduler_failed(axes: Axes) -> bool:
+    return axes.scheduler in {SchedulerState.FAILED, SchedulerState.TIMED_OUT}
+
+
+def _cancelled(axes: Axes) -> bool:
+    return axes.scheduler is SchedulerState.CANCELLED or axes.daliuge is DaliugeState.CANCELLED
+
+
+def _done(axes: Axes) -> bool:
+    scheduler_done = axes.scheduler in {SchedulerState.SUCCEEDED, SchedulerState.NOT_SUBMITTED}
+    return axes.daliuge is DaliugeState.FINISHED and scheduler_done
+
+
+def _unconfirmed(axes: Axes) -> bool:
+    silent = {DaliugeState.UNKNOWN, DaliugeState.UNREACHABLE, DaliugeState.NOT_CREATED}
+    return axes.scheduler is SchedulerState.SUCCEEDED and axes.daliuge in silent
+
+
+def _failure(action: NextAction = NextAction.NONE, mismatch: str | None = None) -> Decision:
     return Decision(
         Status.FAILED,
-        action if mismatch else NextAction.NONE,
+        action,
         TerminalOutcome.FAILED,
         mismatch,
         requires_operator=False if mismatch else None,
     )
 
 
-def _cancelled(axes: Axes) -> Decision | None:
-    if axes.scheduler is not SchedulerState.CANCELLED and axes.daliuge is not DaliugeState.CANCELLED:
-        return None
-    if axes.scheduler in SCHEDULER_ACTIVE or axes.daliuge in DALIUGE_ACTIVE:
-        return Decision(
-            Status.CANCELLED,
-            NextAction.OPERATOR_REVIEW,
-            TerminalOutcome.INCONSISTENT,
-            "partial_cancellation",
-            requires_operator=True,
-        )
-    return Decision(Status.CANCELLED, NextAction.NONE, TerminalOutcome.CANCELLED)
+def _inconsistent(status: Status, mismatch: str) -> Decision:
+    return Decision(
+        status, NextAction.OPERATOR_REVIEW, TerminalOutcome.INCONSISTENT, mismatch, requires_operator=True
+    )
 
 
-def _succeeded(axes: Axes) -> Decision | None:
-    if axes.daliuge is not DaliugeState.FINISHED or axes.scheduler not in {
-        SchedulerState.SUCCEEDED,
-        SchedulerState.NOT_SUBMITTED,
-    }:
-        return None
-    if axes.output_verification_required and axes.outputs is not OutputState.VERIFIED:
-        return Decision(Status.RUNNING, NextAction.VERIFY_OUTPUTS)
-    return Decision(Status.COMPLETED, NextAction.NONE, TerminalOutcome.SUCCEEDED)
+def _open(status: Status, action: NextAction, mismatch: str | None = None) -> Decision:
+    return Decision(
+        status, action, mismatch=mismatch, requires_operator=False if mismatch is not None else None
+    )
 
 
-def _waiting(axes: Axes) -> Decision:
-    if axes.submission is SubmissionState.UNCERTAIN:
-        return Decision(
-            Status.AWAITING_SCHEDULER,
-            NextAction.POLL_SCHEDULER,
-            mismatch="submission_outcome_uncertain",
-            requires_operator=False,
-        )
-    if axes.scheduler is SchedulerState.PENDING:
-        return Decision(Status.AWAITING_SCHEDULER, NextAction.POLL_SCHEDULER)
-    if axes.scheduler is SchedulerState.RUNNING or axes.daliuge in DALIUGE_ACTIVE:
-        return Decision(Status.RUNNING, NextAction.POLL_DALIUGE)
-    if axes.scheduler is SchedulerState.SUCCEEDED and axes.daliuge in {
-        DaliugeState.UNKNOWN,
-        DaliugeState.UNREACHABLE,
-        DaliugeState.NOT_CREATED,
-    }:
-        return Decision(
-            Status.AWAITING_SCHEDULER,
-            NextAction.POLL_DALIUGE,
-            mismatch="scheduler_finished_daliuge_unconfirmed",
-            requires_operator=False,
-        )
-    if axes.scheduler is SchedulerState.UNKNOWN:
-        return Decision(Status.AWAITING_SCHEDULER, NextAction.POLL_SCHEDULER)
-    return Decision(Status.PENDING, NextAction.WAIT)
+RULES: Final = (
+    Rule(
+        "the outputs or the submission failed",
+        lambda axes: axes.outputs is OutputState.FAILED or axes.submission is SubmissionState.FAILED,
+        _failure(),
+    ),
+    Rule(
+        "DALiuGE failed while the scheduler's job goes on",
+        lambda axes: axes.daliuge is DaliugeState.FAILED and _scheduler_active(axes),
+        _failure(NextAction.POLL_SCHEDULER, "daliuge_failed_scheduler_active"),
+    ),
+    Rule("DALiuGE failed", lambda axes: axes.daliuge is DaliugeState.FAILED, _failure()),
+    Rule(
+        "the scheduler's job failed or ran out of time while DALiuGE goes on",
+        lambda axes: _scheduler_failed(axes) and _daliuge_active(axes),
+        _failure(NextAction.POLL_DALIUGE, "scheduler_failed_daliuge_active"),
+    ),
+    Rule("the scheduler's job failed or ran out of time", _scheduler_failed, _failure()),
+    Rule(
+        "the scheduler's job succeeded while DALiuGE goes on",
+        lambda axes: axes.scheduler is SchedulerState.SUCCEEDED and _daliuge_active(axes),
+        _inconsistent(Status.FAILED, "scheduler_finished_daliuge_active"),
+    ),
+    Rule(
+        "one layer was cancelled while another goes on",
+        lambda axes: _cancelled(axes) and (_scheduler_active(axes) or _daliuge_active(axes)),
+        _inconsistent(Status.CANCELLED, "partial_cancellation"),
+    ),
+    Rule(
+        "the scheduler's job or DALiuGE's session was cancelled",
+        _cancelled,
+        Decision(Status.CANCELLED, NextAction.NONE, TerminalOutcome.CANCELLED),
+    ),
+    Rule(
+        "DALiuGE finished, no job goes on, and outputs that must be verified are not",
+        lambda axes: (
+            _done(axes) and axes.output_verification_required and axes.outputs is not OutputState.VERIFIED
+        ),
+        _open(Status.RUNNING, NextAction.VERIFY_OUTPUTS),
+    ),
+    Rule(
+        "DALiuGE finished, and no job goes on",
+        _done,
+        Decision(Status.COMPLETED, NextAction.NONE, TerminalOutcome.SUCCEEDED),
+    ),
+    Rule(
+        "nobody knows whether the submission happened",
+        lambda axes: axes.submission is SubmissionState.UNCERTAIN,
+        _open(Status.AWAITING_SCHEDULER, NextAction.POLL_SCHEDULER, "submission_outcome_uncertain"),
+    ),
+    Rule(
+        "the scheduler's job waits",
+        lambda axes: axes.scheduler is SchedulerState.PENDING,
+        _open(Status.AWAITING_SCHEDULER, NextAction.POLL_SCHEDULER),
+    ),
+    Rule(
+        "the scheduler's job runs, or DALiuGE goes on",
+        lambda axes: axes.scheduler is SchedulerState.RUNNING or _daliuge_active(axes),
+        _open(Status.RUNNING, NextAction.POLL_DALIUGE),
+    ),
+    Rule(
+        "the scheduler's job succeeded, and DALiuGE says nothing",
+        _unconfirmed,
+        _open(Status.AWAITING_SCHEDULER, NextAction.POLL_DALIUGE, "scheduler_finished_daliuge_unconfirmed"),
+    ),
+    Rule(
+        "the scheduler does not know the job",
+        lambda axes: axes.scheduler is SchedulerState.UNKNOWN,
+        _open(Status.AWAITING_SCHEDULER, NextAction.POLL_SCHEDULER),
+    ),
+    Rule("anything else", lambda axes: True, _open(Status.PENDING, NextAction.WAIT)),  # noqa: ARG005  # whatever they are
+)
+"""The table, in the order in which it is read; the last rule always holds."""
+
+
+def reconcile(axes: Axes) -> Decision:
+    """What follows from the first rule that holds."""
+    return next(rule.then for rule in RULES if rule.holds(axes))

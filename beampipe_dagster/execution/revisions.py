@@ -18,6 +18,7 @@ from beampipe_dagster.config.diagnostics import Diagnostic, Severity
 from beampipe_dagster.config.profile import DeploymentProfile
 from beampipe_dagster.config.project import ProjectConfig
 from beampipe_dagster.config.validation import load_project
+from beampipe_dagster.discovery.quarantine import release_failing
 from beampipe_dagster.errors import BeampipeError, ConfigError, ConflictError, GraphError, NotFoundError
 from beampipe_dagster.execution.explain import EXAMPLE_SOURCE, Expected, Explanation
 from beampipe_dagster.execution.explain import explain as explain_config
@@ -179,6 +180,7 @@ class RevisionService:
                 },
             )
             provenance.record(conn, [event], ids=self._ids, now=now)
+            release_failing(conn, revision, actor=actor, ids=self._ids, now=now)
         return Activated(revision, previous, changed=True, warnings=warnings)
 
     def history(self, project_id: str) -> tuple[RevisionEntry, ...]:

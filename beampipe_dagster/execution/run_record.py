@@ -7,11 +7,12 @@ section is frozen once it is there, texts are bounded. Times are RFC 3339 with m
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 from beampipe_dagster.clock import rfc3339
+from beampipe_dagster.discovery.staging.redaction import hidden
 
 KEY: Final = "beampipe_run_record"
 TEXT_LIMIT: Final = 512
@@ -24,20 +25,22 @@ LOG_LIMIT: Final = 2048
 """Bytes of a failed drop's log that the record keeps."""
 
 
-def of(manifest: Mapping[str, Any] | None) -> dict[str, Any]:
+def of(manifest: object) -> dict[str, Any]:
     """The record in a manifest, an empty one when there is none."""
-    record = (manifest or {}).get(KEY)
-    return dict(record) if isinstance(record, dict) else {}
+    return section(manifest, KEY) if isinstance(manifest, Mapping) else {}
 
 
-def put(manifest: Mapping[str, Any] | None, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest with this record in it; all its other keys stay."""
-    return {**(manifest or {}), KEY: dict(record)}
+def put(manifest: object, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with this record in it; all its other keys stay, and what is no manifest is replaced."""
+    return {**(manifest if isinstance(manifest, Mapping) else {}), KEY: dict(record)}
 
 
 def bounded(text: str | None, limit: int = TEXT_LIMIT) -> str | None:
-    """Trimmed text of at most ``limit`` bytes; longer text ends in ``...``; blank text is no text."""
-    trimmed = (text or "").strip()
+    """Trimmed text of at most ``limit`` bytes; longer text ends in ``...``; blank text is no text.
+
+    The queries of URLs are hidden: a drop that cannot fetch a staged file shows the URL, which is a secret.
+    """
+    trimmed = hidden((text or "").strip())
     if not trimmed:
         return None
     raw = trimmed.encode()
@@ -46,7 +49,7 @@ def bounded(text: str | None, limit: int = TEXT_LIMIT) -> str | None:
 
 def headline(log: str) -> str:
     """What a log says in one line: a traceback's last word, else its first error, else its first line."""
-    lines = [line for line in log.splitlines() if line.strip()]
+    lines = [line for line in hidden(log).splitlines() if line.strip()]
     if not lines:
         return ""
     if any(line.startswith("Traceback (most recent") for line in lines):
@@ -57,37 +60,58 @@ def headline(log: str) -> str:
     return error.removeprefix("ERROR:").strip()
 
 
-def with_requested(record: Mapping[str, Any], sources: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the execution is about."""
+def with_requested(record: Mapping[str, Any], sources: Sequence[object]) -> dict[str, Any]:
+    """What the execution is about: its sources, each with the scheduling blocks that were asked for, if any were."""
+    kept: list[dict[str, Any]] = []
+    for source in sources:
+        name = source.get("source_identifier") if isinstance(source, Mapping) else None
+        if not isinstance(source, Mapping) or not isinstance(name, str):
+            continue
+        sbids = [str(sbid) for sbid in source.get("sbids") or []]
+        plain = {str(key): value for key, value in source.items() if key != "sbids"}
+        kept.append({**plain, **({"sbids": sbids} if sbids else {})})
     return {
         **record,
         "requested_sources": {
-            "count": len(sources),
-            "source_identifiers": [source["source_identifier"] for source in sources],
-            "sources": sources,
+            "count": len(kept),
+            "source_identifiers": [source["source_identifier"] for source in kept],
+            "sources": kept,
         },
     }
 
 
 def with_deploy(
-    record: Mapping[str, Any], *, session_id: str, manager_url: str, verify_ssl: bool, at: datetime
+    record: Mapping[str, Any],
+    *,
+    session_id: str,
+    manager_url: str,
+    verify_ssl: bool,
+    at: datetime,
+    urls: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The session was deployed."""
+    """The session was deployed.
+
+    Parameters
+    ----------
+    urls
+        Where an operator can look at it; by default the manager's pages about it.
+    """
+    base = manager_url.strip().rstrip("/")
+    if urls is None:
+        session = f"{base}/api/sessions/{session_id}"
+        urls = {
+            "dim_session_status_url": f"{session}/status",
+            "dim_graph_status_url": f"{session}/graph/status",
+        }
+    deploy: dict[str, Any] = {
+        "deployed_at": rfc3339(at),
+        "dim_rest_base": base,
+        "verify_ssl": verify_ssl,
+        "operator_urls": {name: url.strip() for name, url in urls.items() if url.strip()},
+    }
     return {
         **record,
-        "dim": {
-            **_section(record, "dim"),
-            "session_id": session_id,
-            "deploy": {
-                "deployed_at": rfc3339(at),
-                "dim_rest_base": manager_url,
-                "verify_ssl": verify_ssl,
-                "operator_urls": {
-                    "dim_session_status_url": f"{manager_url}/api/sessions/{session_id}/status",
-                    "dim_graph_status_url": f"{manager_url}/api/sessions/{session_id}/graph/status",
-                },
-            },
-        },
+        "dim": {**section(record, "dim"), "session_id": session_id, "deploy": deploy},
     }
 
 
@@ -103,12 +127,19 @@ def with_observation(
     last: dict[str, Any] = {"session_state": session_state, "observed_at": rfc3339(at)}
     if drops is not None:
         last["drops"] = dict(drops)
-    poll = _section(record, "dim_poll")
+    poll = section(record, "dim_poll")
     return {
         **record,
-        "dim": {**_section(record, "dim"), "last_observation": last},
+        "dim": {**section(record, "dim"), "last_observation": last},
         "dim_poll": {"started_at": rfc3339(at), **poll, "round": round_number},
     }
+
+
+def with_escalation(record: Mapping[str, Any], *, round_number: int, reason: str) -> dict[str, Any]:
+    """An operator was told of a session that goes on; the first time stays."""
+    poll = section(record, "dim_poll")
+    told = {"round": round_number, "reason": bounded(reason), "terminalized": False}
+    return {**record, "dim_poll": {"operator_escalation": told, **poll}}
 
 
 def with_terminal(
@@ -123,8 +154,8 @@ def with_terminal(
     error_drops_count: int = 0,
 ) -> dict[str, Any]:
     """The session ended. The first ending of a session stays; only a missing status is added later."""
-    dim = _section(record, "dim")
-    known = _section(dim, "terminal")
+    dim = section(record, "dim")
+    known = section(dim, "terminal")
     if known and known.get("session_id") == session_id:
         return {**record, "dim": {**dim, "terminal": {"ledger_status": ledger_status, **known}}}
     terminal: dict[str, Any] = {
@@ -144,6 +175,41 @@ def with_terminal(
     return {**record, "dim": {**dim, "terminal": terminal}}
 
 
-def _section(record: Mapping[str, Any], name: str) -> dict[str, Any]:
+def section(record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A part of the record; anything that is no object is as good as absent."""
     found = record.get(name)
     return dict(found) if isinstance(found, dict) else {}
+
+
+def with_verification(
+    record: Mapping[str, Any],
+    *,
+    artifact_id: str,
+    inventory_sha256: str,
+    report_sha256: str,
+    destination_uri: str | None,
+    at: datetime,
+) -> dict[str, Any]:
+    """The outputs were verified; the first verification by an artifact stays."""
+    if section(record, "output_verification").get("artifact_id") == artifact_id:
+        return dict(record)
+    verified: dict[str, Any] = {
+        "state": "verified",
+        "verified_at": rfc3339(at),
+        "artifact_id": artifact_id,
+        "inventory_sha256": inventory_sha256,
+        "report_sha256": report_sha256,
+        "destination_uri": destination_uri,
+    }
+    return {**record, "output_verification": verified}
+
+
+def observed_at(value: object) -> datetime | None:
+    """The time of an observation, which is a text or an object that holds one; None when it is neither."""
+    text = value.get("observed_at") if isinstance(value, Mapping) else value
+    if not isinstance(text, str):
+        return None
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None

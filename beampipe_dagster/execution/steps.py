@@ -26,7 +26,6 @@ from beampipe_dagster.errors import (
     BeampipeError,
     ConfigError,
     ConflictError,
-    DataError,
     GraphError,
     Retry,
 )
@@ -44,9 +43,11 @@ from beampipe_dagster.execution.manifest import OVERRIDES, build_manifest, embed
 from beampipe_dagster.execution.outcome import finish
 from beampipe_dagster.execution.patch_check import check_overrides, refuse_errors
 from beampipe_dagster.execution.plugins import Plugins, through_plugins
+from beampipe_dagster.execution.records import signed_records
 from beampipe_dagster.execution.scope import check_manifest, datasets_of, tells_datasets_apart
+from beampipe_dagster.execution.staged import staged_records
 from beampipe_dagster.ids import Ids
-from beampipe_dagster.ledger import archive, artifacts, executions, fsm, projects, provenance
+from beampipe_dagster.ledger import artifacts, executions, fsm, projects, provenance
 from beampipe_dagster.ledger.artifacts import Artifact
 from beampipe_dagster.ledger.engine import Ledger
 from beampipe_dagster.ledger.execution_values import Execution
@@ -59,11 +60,16 @@ from beampipe_dagster.ledger.states import (
     SubmissionState,
     TerminalOutcome,
 )
-from beampipe_dagster.signature.payload import sign_stored
 
 FIRST_WAIT_SECONDS: Final = 5.0
 LONGEST_WAIT_SECONDS: Final = 300.0
 NOT_READY: Final = "step_not_ready"
+_CLASS_OF_CODE: Final = {
+    "internal": FailureClass.INTERNAL,
+    "staging_no_access": FailureClass.AUTHORIZATION,
+    "staging_failed": FailureClass.DEPENDENCY_UNAVAILABLE,
+}
+"""Classes of failures that are no mistake of the survey's; the tapes of an archive may be back another day."""
 MAY_EXIST: Final = frozenset(
     {SubmissionState.IN_FLIGHT, SubmissionState.UNCERTAIN, SubmissionState.SUBMITTED}
 )
@@ -108,7 +114,8 @@ class ExecutionSteps:
                 if known is not None:
                     return StepReport(execution, known, _manifest_facts(execution), done_before=True)
                 config = self._config(conn, execution)
-                records = _records(conn, execution)
+                signed = signed_records(conn, execution.project_module, execution.sources)
+                records = staged_records(conn, execution, config, signed)
             manifest = build_manifest(config, records)
             manifest = through_plugins(config, records, manifest, Plugins().of(config))
             if tells_datasets_apart(config):
@@ -412,35 +419,6 @@ def profile_of(execution: Execution) -> DeploymentProfile:
     return DeploymentProfile.from_snapshot(execution.deployment_profile_snapshot)
 
 
-def _records(conn: Connection, execution: Execution) -> list[dict[str, Any]]:
-    """The dataset records that the execution's signatures sign, in signed order.
-
-    They come from the history of signatures, not from the current metadata: a deposit that arrives between
-    admission and this step belongs to the next execution. Signing them again must give the same digest.
-    """
-    records: list[dict[str, Any]] = []
-    for source in execution.sources:
-        name, wanted = source["source_identifier"], source["discovery_signature"]
-        change = archive.change_for(conn, execution.project_module, name, wanted)
-        revision = projects.revision(conn, change.project_config_id)
-        options = ProjectConfig.from_json(revision.spec).signature_options
-        signed = sign_stored(
-            change.metadata_json,
-            exclude_fields=options.exclude_fields,
-            include_flags=options.include_discovery_flags,
-        )
-        if signed.digest != wanted:
-            raise DataError(
-                f"the stored metadata of {name!r} no longer give its signature {wanted[:12]}",
-                code="signature_mismatch",
-                hint="the ledger's rows were changed by hand; ask for a new discovery",
-            )
-        for sbid in sorted(signed.payload):
-            document: Any = signed.payload[sbid]
-            records.extend(document["datasets"])
-    return records
-
-
 def _findings(found: list[Finding]) -> list[JsonValue]:
     """Lint findings as JSON; a serious one stops the execution before it costs anything.
 
@@ -471,4 +449,4 @@ def _failure_class(error: BeampipeError) -> FailureClass:
         return FailureClass.GRAPH
     if isinstance(error, ConfigError):
         return FailureClass.CONFIGURATION
-    return FailureClass.INTERNAL if error.code == "internal" else FailureClass.VALIDATION
+    return _CLASS_OF_CODE.get(error.code, FailureClass.VALIDATION)

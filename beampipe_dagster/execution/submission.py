@@ -15,9 +15,12 @@ from sqlalchemy.engine import Connection
 
 from beampipe_dagster.backends.base import Backend, SubmissionReceipt
 from beampipe_dagster.clock import Clock
+from beampipe_dagster.discovery.staging.redaction import conceal
 from beampipe_dagster.errors import BackendUnavailableError, BeampipeError, ConflictError, Retry
 from beampipe_dagster.execution import run_record
 from beampipe_dagster.execution.holder import Holder
+from beampipe_dagster.execution.options import LaunchOptions
+from beampipe_dagster.execution.outcome import finish
 from beampipe_dagster.execution.steps import ExecutionSteps, StepReport, needed, profile_of
 from beampipe_dagster.ids import Ids
 from beampipe_dagster.ledger import artifacts, executions, fsm, observations, provenance
@@ -30,6 +33,7 @@ from beampipe_dagster.ledger.states import (
     ExecutionPhase,
     Status,
     SubmissionState,
+    TerminalOutcome,
 )
 
 
@@ -55,9 +59,19 @@ class Submission:
         Gives the lease, the ledger and the backends.
     deadline_seconds
         How long a submission may stay without a receipt before an operator is told.
+    fill
+        Gives a physical graph with the URLs of staged files in it, on its way out; it raises when they are
+        not good any more. Nothing of what it gives is kept.
     """
 
-    def __init__(self, *, steps: ExecutionSteps, deadline_seconds: float) -> None:
+    def __init__(
+        self,
+        *,
+        steps: ExecutionSteps,
+        deadline_seconds: float,
+        fill: Callable[[Execution, Any], Any] = lambda _, drops: drops,
+    ) -> None:
+        self._fill = fill
         self._steps = steps
         self._ledger = steps.ledger
         self._deadline = timedelta(seconds=deadline_seconds)
@@ -85,10 +99,13 @@ class Submission:
                     hint="the poll looks for it and goes on by itself; it is never submitted twice",
                     retry=Retry.AFTER_RECONCILE,
                 )
+            if not LaunchOptions.of(execution.options).do_submit:
+                return self._not_submitted(execution)
             backend = self._steps.backends.backend(profile_of(execution))
             with self._ledger.read() as conn:
                 artifact = needed(conn, execution_id, ArtifactKind.PHYSICAL_GRAPH)
-                drops: Any = artifacts.load(conn, artifact.id)
+                stored = artifacts.load(conn, artifact.id)
+            drops: Any = self._fill(execution, stored)
             intended = self._intend(execution, backend, len(drops))
             receipt = self._deploy(intended, backend, drops, held)
             with self._ledger.begin() as conn:
@@ -103,6 +120,20 @@ class Submission:
                 executions.release_lease(conn, execution_id, holder)
                 execution = executions.get(conn, execution_id)  # noqa: PLW2901  # the same execution, let go
             return StepReport(execution, artifact, facts_of(execution))
+
+    def _not_submitted(self, execution: Execution) -> StepReport:
+        """Its launch asked for the physical graph and no more: it ends here, as its sources' success."""
+        with self._ledger.begin() as conn:
+            artifact = needed(conn, execution.id, ArtifactKind.PHYSICAL_GRAPH)
+            done = finish(
+                conn,
+                execution,
+                Status.NOT_SUBMITTED,
+                outcome=TerminalOutcome.SUCCEEDED,
+                clock=self._steps.clock,
+                ids=self._steps.ids,
+            )
+        return StepReport(done, artifact, facts_of(done))
 
     def _intend(self, execution: Execution, backend: Backend, drops: int) -> Execution:
         now = self._steps.clock.now()
@@ -145,6 +176,7 @@ class Submission:
         except ConflictError:
             raise  # the lease went to another process, which looks for the session: nothing is ours to write
         except BeampipeError as error:
+            conceal(error)  # a manager may repeat the graph, which has the URLs of staged files by now
             if error.retry is not Retry.AFTER_RECONCILE:
                 self._nothing_started(execution, error)
                 raise
@@ -152,6 +184,7 @@ class Submission:
             raise
         except Exception as error:
             failure = BeampipeError(f"{type(error).__name__}: {error}", retry=Retry.AFTER_RECONCILE)
+            conceal(failure)
             self._uncertain(execution, failure)
             raise
 

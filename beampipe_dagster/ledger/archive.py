@@ -161,6 +161,22 @@ def change_for(
     return to_value(SignatureChange, row)
 
 
+def revision_of(conn: Connection, project_module: str, source_identifier: str, signature: str) -> str | None:
+    """The survey revision by which a source last got this signature; ``None`` where the ledger has no change."""
+    columns = discovery_signatures.c
+    found: str | None = conn.execute(
+        sa.select(columns.project_config_id)
+        .where(
+            columns.project_module == project_module,
+            columns.source_identifier == source_identifier,
+            columns.signature == signature,
+        )
+        .order_by(columns.discovered_at.desc(), columns.id.desc())
+        .limit(1)
+    ).scalar()
+    return found
+
+
 def dataset_counts(conn: Connection, project_module: str) -> list[int]:
     """How many datasets the current signature of each source covers; 0 for those that have none."""
     return list(datasets_by_source(conn, project_module).values())

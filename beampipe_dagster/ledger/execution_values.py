@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from sqlalchemy.engine import Row
 
+from beampipe_dagster.errors import LedgerError, Retry
 from beampipe_dagster.ledger.rows import to_value
 from beampipe_dagster.ledger.states import (
     TERMINAL,
@@ -30,11 +31,24 @@ _WORDS: Final[dict[str, type[StrEnum]]] = {
     "daliuge_state": DaliugeState,
     "output_state": OutputState,
 }
+_NOT_COLUMNS: Final = frozenset({"light"})
 
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """A row of the execution ledger."""
+    """A row of the execution ledger.
+
+    Attributes
+    ----------
+    options
+        What its launch asked for, as :class:`~beampipe_dagster.execution.options.LaunchOptions` writes it.
+    retry_policy
+        The budget that it was admitted with; ``None`` means that it is not tried again.
+    retry_of, retry_number
+        The failed execution that it tries again, and how many retries of the budget were used by then.
+    light
+        Whether it was read without its manifest; then it has no run record and cannot write one.
+    """
 
     id: str
     project_module: str
@@ -81,12 +95,18 @@ class Execution:
     absent_count: int
     poll_count: int
     next_poll_at: datetime | None
+    escalations: dict[str, dict[str, Any]] | None
     created_by: str
     retry_count: int
     created_at: datetime
     updated_at: datetime
     started_at: datetime | None
     completed_at: datetime | None
+    options: dict[str, Any] | None
+    retry_policy: dict[str, Any] | None
+    retry_of: str | None
+    retry_number: int
+    light: bool = False
 
     @property
     def terminal(self) -> bool:
@@ -96,6 +116,13 @@ class Execution:
     @property
     def run_record(self) -> dict[str, Any]:
         """``workflow_manifest.beampipe_run_record``, empty before anything was submitted."""
+        if self.light:
+            raise LedgerError(
+                f"execution {self.id} was read without its manifest, which holds its run record",
+                code="manifest_not_read",
+                hint="this is a defect; please report it",
+                retry=Retry.NEVER,
+            )
         found = (self.workflow_manifest or {}).get("beampipe_run_record")
         return dict(found) if isinstance(found, dict) else {}
 
@@ -124,12 +151,18 @@ class NewExecution:
     output_verification_required: bool
     output_verification_policy: dict[str, Any]
     created_by: str
+    options: dict[str, Any] | None = None
+    retry_policy: dict[str, Any] | None = None
+    retry_of: str | None = None
+    retry_number: int = 0
+    create_idempotency_key: str | None = None
+    create_request_sha256: str | None = None
 
 
-def to_execution(row: Row[Any]) -> Execution:
-    """The value of a row."""
-    value = to_value(Execution, row)
+def to_execution(row: Row[Any], *, light: bool = False) -> Execution:
+    """The value of a row; ``light`` says that its manifest was not read."""
+    value = to_value(Execution, row, absent=_NOT_COLUMNS)
     words = {
         name: kind(getattr(value, name)) for name, kind in _WORDS.items() if getattr(value, name) is not None
     }
-    return replace(value, **words)  # type: ignore[arg-type]  # each word has its column's type
+    return replace(value, light=light, **words)  # type: ignore[arg-type]  # each word has its column's type

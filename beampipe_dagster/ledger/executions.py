@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
 from beampipe_dagster.clock import rfc3339
-from beampipe_dagster.errors import ConflictError, NotFoundError
+from beampipe_dagster.errors import ConflictError, LedgerError, NotFoundError, Retry
 from beampipe_dagster.ledger import fsm
 from beampipe_dagster.ledger.execution_values import Execution, NewExecution, to_execution
 from beampipe_dagster.ledger.states import (
@@ -67,6 +67,12 @@ def create(conn: Connection, new: NewExecution, *, now: datetime) -> Execution:
             phase_timestamps=stamps,
             next_launch_at=now,
             created_by=new.created_by,
+            options=new.options,
+            retry_policy=new.retry_policy,
+            retry_of=new.retry_of,
+            retry_number=new.retry_number,
+            create_idempotency_key=new.create_idempotency_key,
+            create_request_sha256=new.create_request_sha256,
             created_at=now,
             updated_at=now,
         )
@@ -91,15 +97,25 @@ def create(conn: Connection, new: NewExecution, *, now: datetime) -> Execution:
     return get(conn, new.id)
 
 
-def get(conn: Connection, execution_id: str, *, lock: bool = False) -> Execution:
-    """One execution; ``lock`` holds its row until the transaction ends (PostgreSQL).
+_LIGHT: Final = [
+    *(column for column in batch_execution_record.c if column.name != "workflow_manifest"),
+    sa.null().label("workflow_manifest"),
+]
+"""All columns but the one document that may be megabytes."""
+
+
+def get(conn: Connection, execution_id: str, *, lock: bool = False, light: bool = False) -> Execution:
+    """One execution.
+
+    ``lock`` holds its row until the transaction ends (PostgreSQL), ``light`` leaves out its manifest.
 
     Raises
     ------
     NotFoundError
         ``execution_not_found``.
     """
-    statement = sa.select(batch_execution_record).where(batch_execution_record.c.id == execution_id)
+    columns = _LIGHT if light else [batch_execution_record]
+    statement = sa.select(*columns).where(batch_execution_record.c.id == execution_id)
     row = conn.execute(statement.with_for_update() if lock else statement).first()
     if row is None:
         raise NotFoundError(
@@ -107,7 +123,7 @@ def get(conn: Connection, execution_id: str, *, lock: bool = False) -> Execution
             code="execution_not_found",
             hint="list them: beampipe execution list",
         )
-    return to_execution(row)
+    return to_execution(row, light=light)
 
 
 def select(
@@ -116,34 +132,48 @@ def select(
     limit: int = 500,
     newest_first: bool = False,
     lock: bool = False,
+    light: bool = False,
 ) -> list[Execution]:
     """Executions that meet all conditions, in the order of their creation.
 
     ``lock`` holds their rows until the transaction ends, and leaves out those that somebody else holds
-    (PostgreSQL).
+    (PostgreSQL). ``light`` leaves out their manifests: for lists, and for whoever reads a row again before
+    writing to its run record.
     """
     order = [batch_execution_record.c.created_at, batch_execution_record.c.id]
     statement = (
-        sa.select(batch_execution_record)
+        sa.select(*(_LIGHT if light else [batch_execution_record]))
         .where(*conditions)
         .order_by(*(column.desc() if newest_first else column for column in order))
         .limit(limit)
     )
     if lock:
         statement = statement.with_for_update(skip_locked=True)
-    return [to_execution(row) for row in conn.execute(statement)]
+    return [to_execution(row, light=light) for row in conn.execute(statement)]
 
 
 def by_partition(conn: Connection, project_module: str, partition_key: str) -> Execution | None:
-    """The newest execution of a partition key."""
+    """The newest execution of a partition key, without its manifest; earlier ones were tried and failed."""
     found = select(
         conn,
         batch_execution_record.c.project_module == project_module,
         batch_execution_record.c.partition_key == partition_key,
         limit=1,
         newest_first=True,
+        light=True,
     )
     return found[0] if found else None
+
+
+def by_request(conn: Connection, created_by: str, key: str) -> tuple[Execution, str] | None:
+    """The execution that this person's request of this key created, and the digest of that request."""
+    columns = batch_execution_record.c
+    row = conn.execute(
+        sa.select(*_LIGHT).where(columns.created_by == created_by, columns.create_idempotency_key == key)
+    ).first()
+    if row is None:
+        return None
+    return to_execution(row, light=True), str(row.create_request_sha256)
 
 
 def active_counts(conn: Connection) -> tuple[int, dict[str, int], dict[str, int]]:
@@ -239,6 +269,13 @@ def move(
     }
     if patch is not None and patch.clear_error:
         columns.setdefault("last_error_code", None)
+    if execution.light and "workflow_manifest" in columns:
+        raise LedgerError(
+            f"execution {execution.id} was read without its manifest, which would be lost",
+            code="manifest_not_read",
+            hint="this is a defect; please report it",
+            retry=Retry.NEVER,
+        )
     phase = columns.get("control_phase")
     if after.status in TERMINAL and execution.status not in TERMINAL:
         columns["control_phase"] = phase = ControlPhase.TERMINAL.value
@@ -273,7 +310,7 @@ def move(
         )
     if (after.status in TERMINAL) != (execution.status in TERMINAL):
         _hold_sources(conn, execution, held=after.status not in TERMINAL)
-    return get(conn, execution.id)
+    return get(conn, execution.id, light=execution.light)
 
 
 def _hold_sources(conn: Connection, execution: Execution, *, held: bool) -> None:

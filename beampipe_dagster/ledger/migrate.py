@@ -12,6 +12,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from beampipe_dagster.errors import LedgerError, Retry
+from beampipe_dagster.ledger import guards
 from beampipe_dagster.ledger.engine import Ledger, exclusive
 from beampipe_dagster.ledger.tables import VERSION_TABLE
 
@@ -57,6 +58,7 @@ def migrate(ledger: Ledger) -> tuple[str | None, str]:
             config = _config()
             config.attributes["connection"] = conn
             command.upgrade(config, "head")
+            guards.install(conn)
         after = current(ledger)
     return before, after or ""
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from beampipe_dagster.config.canonical import JsonValue
 from beampipe_dagster.ids import Ids
+from beampipe_dagster.ledger import chain
 from beampipe_dagster.ledger.rows import to_value
 from beampipe_dagster.ledger.tables import provenance_events
 
@@ -44,26 +46,25 @@ class RecordedEvent:
 
 
 def record(conn: Connection, events: Sequence[Event], *, ids: Ids, now: datetime) -> None:
-    """Append events; one statement, whatever their number."""
+    """Append events, those of an execution to its chain; a few statements, whatever their number."""
     if not events:
         return
-    conn.execute(
-        sa.insert(provenance_events),
-        [
-            {
-                "id": ids.new(),
-                "occurred_at": now,
-                "event_type": event.event_type,
-                "project_module": event.project_module,
-                "source_identifier": event.source_identifier,
-                "execution_id": event.execution_id,
-                "actor": event.actor,
-                "correlation_id": event.correlation_id,
-                "payload": event.payload,
-            }
-            for event in events
-        ],
-    )
+    rows: list[dict[str, Any]] = [
+        {
+            "id": ids.new(),
+            "occurred_at": now,
+            "event_type": event.event_type,
+            "project_module": event.project_module,
+            "source_identifier": event.source_identifier,
+            "execution_id": event.execution_id,
+            "actor": event.actor,
+            "correlation_id": event.correlation_id,
+            "payload": event.payload,
+        }
+        for event in events
+    ]
+    chain.link(conn, rows)
+    conn.execute(sa.insert(provenance_events), rows)
 
 
 def timeline(

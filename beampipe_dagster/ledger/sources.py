@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Connection
 
 from beampipe_dagster.config.canonical import JsonValue
 from beampipe_dagster.errors import NotFoundError
+from beampipe_dagster.ledger.due import Due, mark
 from beampipe_dagster.ledger.rows import to_value
 from beampipe_dagster.ledger.tables import discovery_claims, source_registry
 
@@ -25,6 +28,9 @@ RELEASED: Final = {
     "quarantined_at": None,
 }
 """Columns of a source whose failures are forgotten."""
+
+REAPPEARED: Final = {"vanish_signature": None, "vanish_first_at": None, "vanish_count": 0}
+"""Columns of a source that has all of its datasets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,20 @@ class Source:
     workflow_run_pending_at: datetime | None
     hold: dict[str, JsonValue] | None
     own_failure_count: int = 0
+    priority: int = 0
+    failed_signature: str | None = None
+    failed_execution_id: str | None = None
+    failed_config_id: str | None = None
+    retry_at: datetime | None = None
     quarantined_at: datetime | None = None
+    vanish_signature: str | None = None
+    vanish_first_at: datetime | None = None
+    vanish_count: int = 0
+
+    @property
+    def failed_now(self) -> bool:
+        """Whether an execution of its current signature failed, and nothing came after that."""
+        return self.failed_signature is not None and self.failed_signature == self.discovery_signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,28 +178,69 @@ def counts(conn: Connection, project_module: str) -> dict[str, int]:
     return {**dict(row._mapping), **{f"last_{word}": number for word, number in outcomes}}  # noqa: SLF001  # SQLAlchemy's public name
 
 
+def names_among(
+    conn: Connection, column: sa.ColumnElement[str], names: Sequence[str]
+) -> sa.ColumnElement[bool]:
+    """Whether a column has one of any number of names: they go to the database as one value."""
+    if conn.dialect.name == "postgresql":
+        return column == sa.any_(sa.literal(list(names), ARRAY(sa.String)))
+    each = sa.func.json_each(json.dumps(list(names))).table_valued("value")
+    return column.in_(sa.select(each.c.value))
+
+
+def registered_names(conn: Connection, project_module: str, identifiers: Sequence[str]) -> set[str]:
+    """Which of these sources are registered."""
+    columns = source_registry.c
+    rows = conn.execute(
+        sa.select(columns.source_identifier).where(
+            columns.project_module == project_module,
+            names_among(conn, columns.source_identifier, identifiers),
+        )
+    )
+    return {row.source_identifier for row in rows}
+
+
 def mark_for_discovery(
     conn: Connection, project_module: str, identifiers: Sequence[str] | None, *, now: datetime
 ) -> int:
-    """Make enabled sources due at once, also quarantined ones; their number.
+    """Make enabled sources due at once, also quarantined ones, before those that only became stale; their number.
 
-    The request has a time of its own: a batch whose query began before it does not answer it.
+    The request has a time of its own: a batch whose query began before it does not answer it. A requested source
+    counts as one that was never looked at until the look: claims take these first.
     """
     columns = source_registry.c
-    total = 0
-    pieces: list[Sequence[str] | None] = [None] if identifiers is None else list(chunks(identifiers))
-    for piece in pieces:
-        wanted = sa.select(columns.id).where(columns.project_module == project_module, columns.enabled)
-        if piece is not None:
-            wanted = wanted.where(columns.source_identifier.in_(piece))
-        # Batches lock sources by name when they commit; in any other order the two could wait for each other.
-        wanted = wanted.order_by(columns.source_identifier).with_for_update()
-        total += conn.execute(
+    wanted = sa.select(columns.id).where(columns.project_module == project_module, columns.enabled)
+    if identifiers is not None:
+        wanted = wanted.where(names_among(conn, columns.source_identifier, identifiers))
+    # Batches lock sources by name when they commit; in any other order the two could wait for each other.
+    wanted = wanted.order_by(columns.source_identifier).with_for_update()
+    return conn.execute(
+        sa.update(source_registry)
+        .where(columns.id.in_(wanted))
+        .values(discovery_requested_at=now, last_attempted_at=None, updated_at=now, **RELEASED)
+    ).rowcount
+
+
+def release_failing(conn: Connection, project_module: str, *, now: datetime) -> tuple[int, list[str]]:
+    """Forget the failed looks of a survey's sources; how many were let go, and which of them were quarantined."""
+    columns = source_registry.c
+    wanted = (
+        sa.select(columns.id, columns.source_identifier, columns.quarantined_at)
+        .where(
+            columns.project_module == project_module,
+            sa.or_(columns.failure_count > 0, columns.quarantined_at.is_not(None)),
+        )
+        .order_by(columns.source_identifier)  # one order of locks for everybody
+        .with_for_update()
+    )
+    rows = list(conn.execute(wanted))
+    if rows:
+        conn.execute(
             sa.update(source_registry)
-            .where(columns.id.in_(wanted))
-            .values(discovery_requested_at=now, updated_at=now, **RELEASED)
-        ).rowcount
-    return total
+            .where(names_among(conn, columns.id, [row.id for row in rows]))
+            .values(updated_at=now, **RELEASED)
+        )
+    return len(rows), [row.source_identifier for row in rows if row.quarantined_at is not None]
 
 
 def claim_due(
@@ -193,71 +253,30 @@ def claim_due(
     ttl: timedelta,
     now: datetime,
 ) -> DiscoveryClaim | None:
-    """Claim up to ``limit`` due sources for one batch, the longest untouched first.
+    """Claim up to ``limit`` due sources for one batch: those never looked at, then the longest untouched.
 
     Due is an enabled source without a live claim, whose last complete answer is older than its own (else the
-    survey's) ``stale_after_hours``, and which is neither quarantined nor backing off after a failure. The
-    oldest attempt comes first, so that sources that fail never starve the rest.
+    survey's) ``stale_after_hours`` (or has seen datasets vanish, and waits for a second look), and which is
+    neither quarantined nor told to wait by its last look. Never looked at are also those that an operator asked
+    for since; they go by the time of the request. Each attempt sends a source to the end of the queue, so that
+    sources that fail never starve the rest.
     """
-    columns = source_registry.c
-    stale_hours = sa.func.coalesce(columns.stale_after_hours, stale_after_hours)
-    due = (
-        sa.select(columns.id)
-        .where(
-            columns.project_module == project_module,
-            columns.enabled,
-            columns.quarantined_at.is_(None),
-            sa.or_(columns.discovery_claim_token.is_(None), columns.discovery_claim_expires_at <= now),
-            sa.or_(columns.next_attempt_at.is_(None), columns.next_attempt_at <= now),
-            sa.or_(
-                columns.last_checked_at.is_(None),
-                columns.discovery_requested_at > columns.last_checked_at,
-                _hours_before(conn, now, stale_hours) >= columns.last_checked_at,
-            ),
-        )
-        .order_by(columns.last_attempted_at.asc().nulls_first(), columns.created_at, columns.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    chosen = [row.id for row in conn.execute(due)]
-    if not chosen:
-        return None
     expires_at = now + ttl
-    for piece in chunks(chosen):
-        conn.execute(
-            sa.update(source_registry)
-            .where(columns.id.in_(piece))
-            .values(
-                discovery_claim_token=token,
-                discovery_claim_expires_at=expires_at,
-                last_attempted_at=now,
-            )
-        )
+    due = Due(project_module, limit=limit, stale_after_hours=stale_after_hours, now=now)
+    taken = mark(conn, due, token=token, expires_at=expires_at)
+    if not taken:
+        return None
     conn.execute(
         sa.insert(discovery_claims).values(
             token=token,
             project_module=project_module,
-            source_count=len(chosen),
+            source_count=taken,
             state="claimed",
             created_at=now,
             expires_at=expires_at,
         )
     )
     return claim(conn, token)
-
-
-def _hours_before(
-    conn: Connection, now: datetime, hours: sa.ColumnElement[int]
-) -> sa.ColumnElement[datetime]:
-    """``now`` minus a number of hours that is a column, in the database's own arithmetic."""
-    if conn.dialect.name == "sqlite":
-        # Milliseconds are all that SQLite computes with; stored times are text with six digits.
-        return sa.func.strftime(
-            "%Y-%m-%d %H:%M:%f000",
-            now.strftime("%Y-%m-%d %H:%M:%S.%f"),
-            sa.literal("-").concat(sa.cast(hours, sa.String)).concat(" hours"),
-        )
-    return sa.literal(now, sa.DateTime(timezone=True)) - sa.func.make_interval(0, 0, 0, 0, hours)
 
 
 def claim(conn: Connection, token: str) -> DiscoveryClaim:
@@ -329,10 +348,10 @@ def extend_claim(conn: Connection, token: str, *, expires_at: datetime) -> bool:
 
 
 def finish_claim(conn: Connection, token: str, *, stats: dict[str, JsonValue], now: datetime) -> None:
-    """End the batch and let go of whatever sources it still holds."""
+    """End the batch and let go of whatever sources it still holds; one that has run out stays so."""
     conn.execute(
         sa.update(discovery_claims)
-        .where(discovery_claims.c.token == token)
+        .where(discovery_claims.c.token == token, discovery_claims.c.state == "running")
         .values(state="done", finished_at=now, stats=stats)
     )
     _release(conn, [token])
@@ -371,24 +390,6 @@ def settle(conn: Connection, source_id: str, token: str, values: dict[str, objec
         .values(discovery_claim_token=None, discovery_claim_expires_at=None, updated_at=now, **values)
     )
     return bool(written.rowcount)
-
-
-def pending(conn: Connection, project_module: str, *, limit: int) -> list[Source]:
-    """Enabled sources that wait for an execution: those without a hold first, then the longest waiting.
-
-    Sources that cannot run must not fill the limit for ever before those that can.
-    """
-    columns = source_registry.c
-    rows = conn.execute(
-        sa.select(source_registry)
-        .where(columns.project_module == project_module, columns.enabled, columns.workflow_run_pending)
-        .order_by(
-            columns.hold.is_not(None), columns.workflow_run_pending_at.asc().nulls_last(), columns.created_at
-        )
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    return [to_value(Source, row) for row in rows]
 
 
 def update(conn: Connection, source_ids: Sequence[str], values: dict[str, object], *, now: datetime) -> None:

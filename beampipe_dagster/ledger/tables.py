@@ -9,6 +9,14 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from beampipe_dagster.ledger import (
+    tables_admission,  # noqa: F401  # its tables belong to the metadata
+    tables_archive_jobs,  # noqa: F401  # its tables belong to the metadata
+    tables_archives,  # noqa: F401  # its tables belong to the metadata
+    tables_chain,  # noqa: F401  # its tables belong to the metadata
+    tables_staging,  # noqa: F401  # its tables belong to the metadata
+    tables_watermarks,  # noqa: F401  # its tables belong to the metadata
+)
 from beampipe_dagster.ledger.schema import VERSION_TABLE, metadata, one_of
 from beampipe_dagster.ledger.states import (
     ArtifactKind,
@@ -75,6 +83,22 @@ daliuge_deployment_profile = sa.Table(
     sa.CheckConstraint("revision >= 1", name="revision"),
 )
 
+_CLAIMABLE = "enabled AND quarantined_at IS NULL"
+DUE_NEW = f"{_CLAIMABLE} AND last_attempted_at IS NULL"
+"""Sources without an attempt that counts: what :mod:`beampipe_dagster.ledger.due` claims first."""
+DUE_UNSETTLED = (
+    f"{_CLAIMABLE} AND last_attempted_at IS NOT NULL AND (last_checked_at IS NULL"
+    " OR last_attempted_at > last_checked_at OR stale_after_hours IS NOT NULL"
+    " OR vanish_signature IS NOT NULL OR discovery_requested_at > last_checked_at)"
+)
+"""Attempted sources about which the survey's staleness alone does not decide."""
+DUE_SETTLED = (
+    f"{_CLAIMABLE} AND last_attempted_at <= last_checked_at AND stale_after_hours IS NULL"
+    " AND vanish_signature IS NULL"
+    " AND (discovery_requested_at IS NULL OR discovery_requested_at <= last_checked_at)"
+)
+"""All other attempted sources. Each source that may be claimed is in exactly one of the three."""
+
 source_registry = sa.Table(
     "source_registry",
     metadata,
@@ -103,8 +127,41 @@ source_registry = sa.Table(
     sa.Column("hold", Json),
     sa.Column("own_failure_count", sa.Integer, nullable=False, server_default=sa.text("0")),
     sa.Column("quarantined_at", UtcDateTime),
+    # Admission: who goes first, and what is tried again
+    sa.Column("priority", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("failed_signature", sa.String(64)),
+    sa.Column("failed_execution_id", sa.String(36)),
+    sa.Column("failed_config_id", sa.String(36)),
+    sa.Column("retry_at", UtcDateTime),
+    # Fewer datasets than are stored, seen once: what the source would be, if a second look says the same.
+    sa.Column("vanish_signature", sa.String(64)),
+    sa.Column("vanish_first_at", UtcDateTime),
+    sa.Column("vanish_count", sa.Integer, nullable=False, server_default=sa.text("0")),
     sa.UniqueConstraint("project_module", "source_identifier"),
-    sa.Index("ix_source_registry_due", "project_module", "enabled", "last_checked_at"),
+    sa.Index(
+        "ix_source_registry_new",
+        "project_module",
+        "discovery_requested_at",
+        "id",
+        sqlite_where=sa.text(DUE_NEW),
+        postgresql_where=sa.text(DUE_NEW),
+    ),
+    sa.Index(
+        "ix_source_registry_unsettled",
+        "project_module",
+        "last_attempted_at",
+        "id",
+        sqlite_where=sa.text(DUE_UNSETTLED),
+        postgresql_where=sa.text(DUE_UNSETTLED),
+    ),
+    sa.Index(
+        "ix_source_registry_settled",
+        "project_module",
+        "last_attempted_at",
+        "id",
+        sqlite_where=sa.text(DUE_SETTLED),
+        postgresql_where=sa.text(DUE_SETTLED),
+    ),
     sa.Index("ix_source_registry_claim", "discovery_claim_token"),
     sa.Index("ix_source_registry_pending", "project_module", "workflow_run_pending"),
 )
@@ -140,10 +197,14 @@ discovery_signatures = sa.Table(
     sa.Column("evidence", Json, nullable=False),
     sa.Column("metadata_json", Json, nullable=False),
     sa.Column("discovered_at", UtcDateTime, nullable=False),
+    sa.Column("partition_retired_at", UtcDateTime),
     sa.Index("ix_discovery_signatures_source", "project_module", "source_identifier"),
     sa.Index("ix_discovery_signatures_key", "project_module", "partition_key"),
 )
-"""Every change of a signature, with what changed and the answers that it rests on. Append-only."""
+"""Every change of a signature, with what changed and the answers that it rests on.
+
+Append-only, but for the time at which the key was taken out of Dagster's partitions.
+"""
 
 discovery_claims = sa.Table(
     "discovery_claims",
@@ -220,9 +281,20 @@ batch_execution_record = sa.Table(
     sa.Column("poll_count", sa.Integer, nullable=False, server_default=sa.text("0")),
     sa.Column("next_poll_at", UtcDateTime),
     sa.Column("last_reconciled_at", UtcDateTime),
+    sa.Column("poll_failure_count", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("counted_at", UtcDateTime),
+    sa.Column("progress_at", UtcDateTime),
+    sa.Column("escalations", Json),
+    sa.Column("session_removed", sa.String(200)),
     # Who asked
     sa.Column("created_by", sa.String(100), nullable=False),
     sa.Column("retry_count", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("options", Json),
+    sa.Column("retry_policy", Json),
+    sa.Column("retry_of", sa.String(36)),
+    sa.Column("retry_number", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("create_idempotency_key", sa.String(128)),
+    sa.Column("create_request_sha256", sa.String(64)),
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("updated_at", UtcDateTime, nullable=False),
     sa.Column("started_at", UtcDateTime),
@@ -242,6 +314,15 @@ batch_execution_record = sa.Table(
     sa.Index("ix_batch_execution_record_status", "project_module", "status"),
     sa.Index("ix_batch_execution_record_key", "project_module", "partition_key"),
     sa.Index("ix_batch_execution_record_claim", "claim_token"),
+    sa.Index("ix_batch_execution_record_due", "status", "next_poll_at"),
+    sa.Index(
+        "ux_batch_execution_record_request",
+        "created_by",
+        "create_idempotency_key",
+        unique=True,
+        sqlite_where=sa.text("create_idempotency_key IS NOT NULL"),
+        postgresql_where=sa.text("create_idempotency_key IS NOT NULL"),
+    ),
     sa.Index(
         "ux_batch_execution_record_session",
         "daliuge_session_id",
@@ -324,6 +405,11 @@ provenance_events = sa.Table(
     sa.Column("actor", sa.String(100), nullable=False),
     sa.Column("correlation_id", sa.String(100)),
     sa.Column("payload", Json, nullable=False),
+    # Its place in the chain of its execution
+    sa.Column("seq", sa.Integer),
+    sa.Column("prev_sha256", sa.String(64)),
+    sa.Column("sha256", sa.String(64)),
+    sa.Index("ux_provenance_events_chain", "execution_id", "seq", unique=True),
     sa.Index("ix_provenance_events_source", "project_module", "source_identifier", "occurred_at"),
     sa.Index("ix_provenance_events_execution", "execution_id", "occurred_at"),
     sa.Index("ix_provenance_events_time", "occurred_at"),

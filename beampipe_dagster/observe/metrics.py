@@ -33,7 +33,8 @@ from beampipe_dagster.clock import Clock, SystemClock
 from beampipe_dagster.config.settings import Settings
 from beampipe_dagster.discovery.health import dependencies_up
 from beampipe_dagster.errors import BeampipeError
-from beampipe_dagster.ledger import outbox
+from beampipe_dagster.ledger import gates, outbox
+from beampipe_dagster.ledger.circuits import CircuitState
 from beampipe_dagster.ledger.engine import Ledger
 from beampipe_dagster.ledger.migrate import migrate
 from beampipe_dagster.ledger.states import ACTIVE, TERMINAL, Status, SubmissionState
@@ -49,6 +50,7 @@ _DISCOVERY_OUTCOMES: Final = {
     "discovery.changed": "changed",
     "discovery.unchanged": "unchanged",
     "discovery.no_datasets": "no_datasets",
+    "discovery.vanishing": "vanishing",
     "discovery.error": "error",
     "discovery.timeout": "timeout",
 }
@@ -92,6 +94,7 @@ class LedgerCollector(Collector):
                     _durations(conn),
                     _discovery(conn),
                     _dependencies(conn, self._clock),
+                    *_archives(conn, self._clock),
                     *self._outbox(conn),
                 ]
         except BeampipeError:
@@ -273,6 +276,38 @@ def _dependencies(conn: Connection, clock: Clock) -> Metric:
     for name, is_up in dependencies_up(conn, now=clock.now()).items():
         up.add_metric([name], float(is_up))
     return up
+
+
+def _archives(conn: Connection, clock: Clock) -> list[Metric]:
+    """The archives' gates. Surveys may call two archives alike, so the key (host and path) is a label, too."""
+    labels = ["archive", "key"]
+    up = GaugeMetricFamily(
+        "beampipe_archive_up", "Whether the archive answered its last request.", labels=labels
+    )
+    open_ = GaugeMetricFamily(
+        "beampipe_archive_circuit_open",
+        "Whether the archive is left alone, because it failed several times in a row or by hand.",
+        labels=labels,
+    )
+    latency = GaugeMetricFamily(
+        "beampipe_archive_latency_seconds",
+        "How long the archive's answers take: a mean in which newer ones weigh more.",
+        labels=labels,
+    )
+    in_use = GaugeMetricFamily(
+        "beampipe_archive_permits_in_use", "Requests to the archive on their way.", labels=labels
+    )
+    permits = gates.permits_in_use(conn, now=clock.now())
+    for row in gates.everything(conn):
+        names = [row.name, row.key]
+        is_open = row.circuit.state is not CircuitState.CLOSED
+        if row.answers is not None:
+            up.add_metric(names, float(row.answers))
+        open_.add_metric(names, float(is_open))
+        if row.latency_seconds is not None:
+            latency.add_metric(names, row.latency_seconds)
+        in_use.add_metric(names, permits.get(row.key, 0))
+    return [up, open_, latency, in_use]
 
 
 def _version() -> str:

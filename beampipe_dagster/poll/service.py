@@ -1,56 +1,52 @@
 """One look at everything in flight.
 
-A tick reads what is due from the ledger, asks each target once for all its sessions, and writes what changed.
-It is bounded by a deadline and holds a lease, because a sensor's timeout does not stop its code: two ticks must
-never overlap. Nothing is ever failed for its age.
+A tick reads what is due from the ledger, asks each target once for all its sessions, all targets at the same time,
+and writes what changed. It is bounded by a deadline and holds a lease, because a sensor's timeout does not stop its
+code: two ticks must never overlap. Nothing is ever failed for its age.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from beampipe_dagster.backends.base import Backend, SessionObservation
+from beampipe_dagster.backends.base import Backend, SessionObservation, SessionPresence
 from beampipe_dagster.backends.provider import BackendProvider
 from beampipe_dagster.clock import Clock
+from beampipe_dagster.config.profile import DeploymentProfile
 from beampipe_dagster.errors import BeampipeError, ConflictError
-from beampipe_dagster.execution import run_record
-from beampipe_dagster.execution.outcome import finish
-from beampipe_dagster.execution.reconcile import Axes, Decision, NextAction, reconcile
-from beampipe_dagster.execution.steps import profile_of
 from beampipe_dagster.ids import Ids
-from beampipe_dagster.ledger import artifacts, executions, fsm, leases, observations, provenance
+from beampipe_dagster.ledger import artifacts, executions, fsm, leases, polling
 from beampipe_dagster.ledger.engine import Ledger
 from beampipe_dagster.ledger.execution_values import Execution
-from beampipe_dagster.ledger.observations import Observation
-from beampipe_dagster.ledger.states import (
-    ACTIVE,
-    TERMINAL,
-    ArtifactKind,
-    ControlPhase,
-    DaliugeState,
-    FailureClass,
-    Status,
-    SubmissionState,
-    TerminalOutcome,
-)
-from beampipe_dagster.ledger.tables import batch_execution_record as record
+from beampipe_dagster.ledger.polling import InFlight, Unchanged
+from beampipe_dagster.ledger.states import DALIUGE_ACTIVE, ArtifactKind, DaliugeState, SubmissionState
+from beampipe_dagster.poll.cadence import LONGEST_SECONDS, Cadence, Cadences
+from beampipe_dagster.poll.cleaning import Cleaning
+from beampipe_dagster.poll.moves import Looked, Moves
+from beampipe_dagster.poll.targets import Answers, Questions, Targets
 from beampipe_dagster.poll.uncertain import UncertainSubmissions
 
 LEASE: Final = "poll_tick"
-LONGEST_INTERVAL_SECONDS: Final = 60.0
-LOST_LOOKS: Final = 3
-"""Complete answers of "unknown session" before a submitted session counts as lost."""
+BATCH: Final = 2000
+"""Executions that one tick looks at, the longest overdue first."""
+COUNTED: Final = 40
+"""Running sessions of one target whose drops are counted in one tick, in turn: each takes a request."""
+TICK_SECONDS: Final = 30.0
+"""A tick begins nothing new after so long; a sensor is given up after 60 s."""
+PATIENCE_SECONDS: Final = 5.0
+"""A tick waits so long for its targets; what comes later is taken by the next one."""
+WRITTEN: Final = 50
+"""Looks that saw something new, and end nothing, written in one transaction."""
+STUCK_SECONDS: Final = 6 * 3600.0
 
-BATCH: Final = 500
-LOOKS: Final = 50
-"""Sessions that are looked at between two looks at the clock."""
+_GOING_ON = DALIUGE_ACTIVE | {DaliugeState.UNREACHABLE, DaliugeState.UNKNOWN}
 
 
 @dataclass(slots=True)
@@ -62,6 +58,8 @@ class PollReport:
     terminal: list[str] = field(default_factory=list)
     resolved: list[str] = field(default_factory=list)
     unreachable: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    waiting_for: list[str] = field(default_factory=list)
     skipped: str | None = None
 
     def summary(self) -> str:
@@ -73,14 +71,64 @@ class PollReport:
             ("ended", self.terminal),
             ("resolved", self.resolved),
             ("could not be reached", self.unreachable),
+            ("cleaned up", self.removed),
         ):
             if items:
                 parts.append(f"{len(items)} {words}")
+        if self.waiting_for:
+            parts.append(f"still waiting for {', '.join(self.waiting_for)}")
         return ", ".join(parts)
 
 
+class Expected(Mapping[str, frozenset[str] | None]):
+    """The drops that each session must have, read from its physical graph when they are asked for.
+
+    That is only when a session says that it has finished. ``problems`` has the sessions whose graph could not be
+    read; what was seen of them must not be believed.
+    """
+
+    def __init__(self, *, ledger: Ledger, due: Sequence[InFlight]) -> None:
+        self._ledger = ledger
+        self._executions = {one.session_id: one.id for one in due}
+        self.problems: dict[str, BeampipeError] = {}
+
+    def __getitem__(self, session_id: str) -> frozenset[str] | None:
+        """Identifiers of the drops."""
+        execution_id = self._executions[session_id]
+        try:
+            with self._ledger.read() as conn:
+                artifact = artifacts.describe(conn, execution_id, ArtifactKind.PHYSICAL_GRAPH)
+                drops: Any = artifacts.load(conn, artifact.id)
+        except BeampipeError as error:
+            self.problems[session_id] = error
+            return None
+        return frozenset(drop["oid"] for drop in drops if "oid" in drop)
+
+    def __iter__(self) -> Iterator[str]:
+        """The sessions, the longest overdue first."""
+        return iter(self._executions)
+
+    def __len__(self) -> int:
+        """How many sessions there are."""
+        return len(self._executions)
+
+
 class PollService:
-    """Observes submitted executions and moves them."""
+    """Observes submitted executions and moves them.
+
+    Parameters
+    ----------
+    interval_seconds
+        Shortest time between two looks at a session, where its survey says nothing.
+    lease_seconds
+        After how long a tick that died is replaced.
+    delete_sessions
+        Whether sessions of terminal executions are removed.
+    stuck_seconds
+        How long a running session's drops may stay as they are before an operator is told.
+    patience_seconds
+        How long a tick waits for its targets' answers.
+    """
 
     def __init__(
         self,
@@ -92,96 +140,104 @@ class PollService:
         interval_seconds: float,
         lease_seconds: float = 120.0,
         delete_sessions: bool = False,
+        stuck_seconds: float = STUCK_SECONDS,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         self._ledger = ledger
         self._clock = clock
         self._ids = ids
         self._backends = backends
-        self._interval = interval_seconds
         self._lease_seconds = lease_seconds
-        self._delete_sessions = delete_sessions
-        self._oids: dict[str, frozenset[str]] = {}
+        self._patience = patience_seconds
+        self._cadences = Cadences(interval=interval_seconds)
+        self._moves = Moves(clock=clock, ids=ids, stuck_seconds=stuck_seconds)
+        self._targets = Targets(clock=clock)
+        self._profiles: dict[str, DeploymentProfile] = {}
         self._uncertain = UncertainSubmissions(
-            ledger=ledger, clock=clock, ids=ids, backends=backends, interval_seconds=interval_seconds
+            ledger=ledger, clock=clock, ids=ids, interval_seconds=interval_seconds
         )
+        cleaning = Cleaning(ledger=ledger, clock=clock, ids=ids, backend_of=self._backend_of)
+        self._cleaning = cleaning if delete_sessions else None
 
     def tick(self) -> PollReport:
         """Look once at everything that is due."""
         report = PollReport()
         token = self._ids.new()
-        deadline = self._clock.monotonic() + self._lease_seconds / 2
+        begin = self._clock.monotonic()
+        deadline = begin + min(self._lease_seconds / 2, TICK_SECONDS)
         with self._ledger.begin() as conn:
             mine = leases.acquire(conn, LEASE, token, now=self._clock.now(), seconds=self._lease_seconds)
         if not mine:
             report.skipped = "another poll is at work"
             return report
         try:
-            self._uncertain.resolve(report.resolved, report.unreachable, deadline=deadline)
-            for backend, due in self._by_target(self._due()):
-                for start in range(0, len(due), LOOKS):
-                    if self._clock.monotonic() >= deadline:
-                        return report  # the rest is still due at the next tick
-                    self._look(backend, due[start : start + LOOKS], report)
+            self._round(report, deadline=deadline, patience=min(deadline, begin + self._patience))
         finally:
             with self._ledger.begin() as conn:
                 leases.release(conn, LEASE, token)
         return report
 
-    def _due(self) -> list[Execution]:
-        now = self._clock.now()
+    def _round(self, report: PollReport, *, deadline: float, patience: float) -> None:
+        if self._clock.monotonic() >= deadline:
+            return  # all is still due at the next tick
+        defects = []
+        for answers in self._targets.ask(self._questions(report), deadline=patience):
+            if answers.defect is not None:
+                defects.append(answers.defect)
+            self._write(answers, report, deadline)
+        busy = self._targets.busy
+        report.waiting_for.extend(sorted(busy))
+        if self._cleaning is not None:
+            report.removed.extend(self._cleaning.run(avoid=busy, deadline=deadline))
+        for defect in defects:
+            raise defect  # a mistake of ours; the other targets' answers are written
+
+    # ---------------------------------------------------------------- what is asked
+
+    def _questions(self, report: PollReport) -> list[Questions]:
         with self._ledger.read() as conn:
-            return executions.select(
-                conn,
-                record.c.submission_state == SubmissionState.SUBMITTED.value,
-                record.c.status.in_([status.value for status in ACTIVE]),
-                # A finished session whose outputs are to be verified may be gone any time; it is not lost.
-                record.c.control_phase != ControlPhase.OUTPUT_VERIFICATION.value,
-                sa.or_(record.c.next_poll_at.is_(None), record.c.next_poll_at <= now),
-                limit=BATCH,
-            )
-
-    def _by_target(self, due: Iterable[Execution]) -> list[tuple[Backend, list[Execution]]]:
-        groups: dict[str, tuple[Backend, list[Execution]]] = {}
-        for execution in due:
+            due = polling.due(conn, now=self._clock.now(), limit=BATCH)
+        groups: dict[str, tuple[Backend, list[InFlight], list[Execution]]] = {}
+        for one in due:
             try:
-                self._expected(execution)
-                backend = self._backends.backend(profile_of(execution))
+                backend = self._backend_of(one.deployment_profile_snapshot)
             except BeampipeError as error:
-                self._cannot_look(execution, error)
+                self._cannot_look(one.id, error)
                 continue
-            groups.setdefault(backend.url, (backend, []))[1].append(execution)
-        return list(groups.values())
-
-    def _look(self, backend: Backend, due: list[Execution], report: PollReport) -> None:
-        wanted = {
-            execution.daliuge_session_id: self._expected(execution)
-            for execution in due
-            if execution.daliuge_session_id
-        }
-        seen = backend.observe(wanted)
-        report.looked_at += len(seen)
-        for execution in due:
-            observation = seen.get(execution.daliuge_session_id or "")
-            if observation is None:
-                continue
+            groups.setdefault(backend.url, (backend, [], []))[1].append(one)
+        for execution in self._uncertain.open():
             try:
-                with self._ledger.begin() as conn:
-                    moved = self._apply(conn, execution, observation)
-            except ConflictError:
-                continue  # it moved while we looked; the next tick sees it as it is
-            if observation.state is DaliugeState.UNREACHABLE:
-                report.unreachable.append(execution.id)
-            if moved.daliuge_state is not execution.daliuge_state:
-                report.changed.append(execution.id)
-            if moved.terminal:
-                report.terminal.append(execution.id)
-                self._oids.pop(execution.id, None)
-                self._clean_up(backend, moved)
+                backend = self._backend_of(execution.deployment_profile_snapshot)
+            except BeampipeError as error:
+                report.unreachable.append(execution.id)  # its profile leads nowhere; the others are looked at
+                self._uncertain.hold(execution, error.message)
+                continue
+            groups.setdefault(backend.url, (backend, [], []))[2].append(execution)
+        return [
+            Questions(
+                backend=backend,
+                due=ours,
+                expected=Expected(ledger=self._ledger, due=ours),
+                counted=_in_turn(ours),
+                uncertain=unsure,
+            )
+            for backend, ours, unsure in groups.values()
+        ]
 
-    def _cannot_look(self, execution: Execution, error: BeampipeError) -> None:
+    def _backend_of(self, snapshot: Mapping[str, Any]) -> Backend:
+        """The backend of a profile as it was at admission; the same profile is read once."""
+        key = json.dumps(snapshot, sort_keys=True)
+        if key not in self._profiles:
+            self._profiles[key] = DeploymentProfile.from_snapshot(dict(snapshot))
+        return self._backends.backend(self._profiles[key])
+
+    def _cannot_look(self, execution_id: str, error: BeampipeError) -> None:
         """Keep why an execution cannot be looked at; the others are, and it is tried again."""
         now = self._clock.now()
         with suppress(ConflictError), self._ledger.begin() as conn:
+            execution = executions.get(conn, execution_id, lock=True)
+            if execution.terminal:
+                return
             executions.move(
                 conn,
                 execution,
@@ -189,215 +245,108 @@ class PollService:
                 patch=fsm.StatusPatch(error=str(error)),
                 values={
                     "last_error_code": error.code,
-                    "next_poll_at": now + timedelta(seconds=LONGEST_INTERVAL_SECONDS),
+                    "next_poll_at": now + timedelta(seconds=LONGEST_SECONDS),
                 },
             )
 
-    def _expected(self, execution: Execution) -> frozenset[str]:
-        """Drops that the session must have; read from the physical graph once a process."""
-        if execution.id not in self._oids:
-            with self._ledger.read() as conn:
-                artifact = artifacts.describe(conn, execution.id, ArtifactKind.PHYSICAL_GRAPH)
-                drops: Any = artifacts.load(conn, artifact.id)
-            self._oids[execution.id] = frozenset(drop["oid"] for drop in drops if "oid" in drop)
-        return self._oids[execution.id]
+    # ---------------------------------------------------------------- what is written
 
-    def _apply(self, conn: Connection, execution: Execution, seen: SessionObservation) -> Execution:
-        """Write one observation, and what follows from it."""
+    def _write(self, answers: Answers, report: PollReport, deadline: float) -> None:
+        """Write a target's answers; those that saw nothing new together, the others one by one."""
+        self._settle(answers, report, deadline)
+        asked = answers.asked
+        problems = asked.expected.problems if isinstance(asked.expected, Expected) else {}
+        moved: list[Looked] = []
+        same: list[Looked] = []
         now = self._clock.now()
-        changed = seen.state is not execution.daliuge_state
-        if changed:
-            observations.record(conn, [_evidence(execution, seen)], ids=self._ids, now=now)
-        if seen.state is DaliugeState.NOT_CREATED:
-            return self._absent(conn, execution, seen, now)
-        drops = _counts(seen) or execution.drop_counts
-        values: dict[str, Any] = {
-            "daliuge_state": seen.state,
-            "daliuge_raw_status": seen.raw,
-            "drop_counts": drops,
-            "absent_count": 0,
-            "poll_count": execution.poll_count + 1,
-            "last_reconciled_at": now,
-            "next_poll_at": now + timedelta(seconds=self._next_interval(execution, seen, now)),
-        }
-        if execution.control_phase is ControlPhase.SUBMITTED:
-            values["control_phase"] = ControlPhase.MONITORING
-        decision = reconcile(_axes(execution, seen.state))
-        if decision.next_action is NextAction.VERIFY_OUTPUTS:
-            values["control_phase"] = ControlPhase.OUTPUT_VERIFICATION
-        if decision.status in TERMINAL:
-            return self._finish(conn, execution, seen, decision, values, now)
-        kept = run_record.with_observation(
-            execution.run_record,
-            session_state=seen.state.value,
-            at=seen.observed_at,
-            drops=drops,
-            round_number=execution.poll_count + 1,
-        )
-        values["workflow_manifest"] = run_record.put(execution.workflow_manifest, kept)
-        patch = fsm.StatusPatch(clear_error=True)
-        if seen.state is DaliugeState.UNREACHABLE:
-            patch = fsm.StatusPatch(error=seen.reason)
-            values["last_error_code"] = "backend_unavailable"
-        else:
-            values["last_error_code"] = None
-        if decision.status is not Status.PENDING and decision.status is not execution.status:
-            patch = fsm.StatusPatch(status=decision.status, error=patch.error, clear_error=patch.clear_error)
-        return executions.move(conn, execution, now=now, patch=patch, values=values)
-
-    def _next_interval(self, execution: Execution, seen: SessionObservation, now: datetime) -> float:
-        """Often at the start and less often later; an unreachable target is asked less and less."""
-        if seen.state is DaliugeState.UNREACHABLE:
-            return min(LONGEST_INTERVAL_SECONDS, self._interval * 4)
-        age = (now - (execution.started_at or now)).total_seconds()
-        return min(LONGEST_INTERVAL_SECONDS, max(self._interval, age / 20))
-
-    def _absent(
-        self, conn: Connection, execution: Execution, seen: SessionObservation, now: datetime
-    ) -> Execution:
-        """A submitted session that its manager does not know: look again before calling it lost."""
-        looks = execution.absent_count + 1
-        values: dict[str, Any] = {
-            "absent_count": looks,
-            "poll_count": execution.poll_count + 1,
-            "daliuge_raw_status": seen.raw,
-            "last_reconciled_at": now,
-            "next_poll_at": now + timedelta(seconds=self._interval),
-        }
-        if looks < LOST_LOOKS:
-            return executions.move(conn, execution, now=now, values=values)
-        error = (
-            f"session {execution.daliuge_session_id} was deployed, and its manager no longer knows it; "
-            "what it had done is not known"
-        )
-        values["daliuge_state"] = DaliugeState.UNKNOWN
-        values["workflow_manifest"] = run_record.put(
-            execution.workflow_manifest,
-            run_record.with_terminal(
-                execution.run_record,
-                session_id=execution.daliuge_session_id,
-                session_state="lost",
-                at=now,
-                ledger_status=Status.FAILED.value,
-                error=error,
-            ),
-        )
-        return finish(
-            conn,
-            execution,
-            Status.FAILED,
-            outcome=TerminalOutcome.INCONSISTENT,
-            clock=self._clock,
-            ids=self._ids,
-            values=values,
-            error=error,
-            error_code="session_lost",
-            failure_class=FailureClass.INCONSISTENT_STATE.value,
-        )
-
-    def _finish(
-        self,
-        conn: Connection,
-        execution: Execution,
-        seen: SessionObservation,
-        decision: Decision,
-        values: dict[str, Any],
-        now: datetime,
-    ) -> Execution:
-        error = _error_text(seen) if decision.status is Status.FAILED else None
-        kept = run_record.with_terminal(
-            run_record.with_observation(
-                execution.run_record,
-                session_state=seen.state.value,
-                at=seen.observed_at,
-                drops=values["drop_counts"],
-                round_number=execution.poll_count + 1,
-            ),
-            session_id=execution.daliuge_session_id,
-            session_state=seen.state.value,
-            at=seen.observed_at,
-            ledger_status=decision.status.value,
-            error=error,
-            failed_drops=[
-                {"oid": drop.oid, "name": drop.name, "state": drop.state, "log": drop.log}
-                for drop in seen.failed_drops
-            ],
-            error_drops_count=seen.drops.error if seen.drops else len(seen.failed_drops),
-        )
-        values["workflow_manifest"] = run_record.put(execution.workflow_manifest, kept)
-        if decision.mismatch:
-            self._mismatch(conn, execution, decision, now)
-        return finish(
-            conn,
-            execution,
-            decision.status,
-            outcome=decision.outcome or TerminalOutcome.INCONSISTENT,
-            clock=self._clock,
-            ids=self._ids,
-            values=values,
-            error=error,
-            error_code="session_failed" if error else None,
-            failure_class=FailureClass.GRAPH.value if error else None,
-        )
-
-    def _mismatch(self, conn: Connection, execution: Execution, decision: Decision, now: datetime) -> None:
-        event = provenance.Event(
-            event_type="execution.reconciliation_mismatch",
-            project_module=execution.project_module,
-            execution_id=execution.id,
-            correlation_id=execution.claim_token,
-            payload={"code": decision.mismatch, "requires_operator": decision.requires_operator},
-        )
-        provenance.record(conn, [event], ids=self._ids, now=now)
-
-    def _clean_up(self, backend: Backend, execution: Execution) -> None:
-        """Delete a terminal session where the settings say so; the outcome does not depend on it."""
-        if not self._delete_sessions or execution.daliuge_session_id is None:
-            return
-        try:
-            backend.remove(execution.daliuge_session_id)
-        except BeampipeError as error:
+        for looked in self._looked(answers):
+            if looked.one.session_id in problems:
+                self._cannot_look(looked.one.id, problems[looked.one.session_id])
+            else:
+                (same if self._moves.unchanged(looked, now) else moved).append(looked)
+        report.looked_at += len(answers.seen)
+        report.unreachable.extend(one.one.id for one in same if not one.answered)
+        if same:
             with self._ledger.begin() as conn:
-                event = provenance.Event(
-                    event_type="execution.session_left_behind",
-                    project_module=execution.project_module,
-                    execution_id=execution.id,
-                    payload=error.as_dict(),
-                )
-                provenance.record(conn, [event], ids=self._ids, now=self._clock.now())
+                polling.looked_at(conn, _grouped(same, now, self._moves.next_at), now=now)
+        self._move_all(moved, report, deadline)
+
+    def _settle(self, answers: Answers, report: PollReport, deadline: float) -> None:
+        """What follows for submissions without a receipt."""
+        for execution in answers.asked.uncertain:
+            presence = answers.presences.get(execution.id)
+            if presence is None or self._clock.monotonic() >= deadline:
+                continue
+            if self._uncertain.settle(execution, answers.asked.backend, presence):
+                report.resolved.append(execution.id)
+            elif presence is SessionPresence.UNREACHABLE:
+                report.unreachable.append(execution.id)
+
+    def _looked(self, answers: Answers) -> list[Looked]:
+        pairs: list[tuple[InFlight, SessionObservation]] = [
+            (one, answers.seen[one.session_id]) for one in answers.asked.due if one.session_id in answers.seen
+        ]
+        cadences: dict[str, Cadence] = {}
+        with self._ledger.read() as conn:
+            for one, _ in pairs:
+                if one.project_config_id not in cadences:
+                    cadences[one.project_config_id] = self._cadences.of(conn, one.project_config_id)
+        return [Looked(one, seen, cadences[one.project_config_id]) for one, seen in pairs]
+
+    def _move_all(self, moved: Sequence[Looked], report: PollReport, deadline: float) -> None:
+        """Write looks that saw something new; those that end nothing some at a time.
+
+        An end touches sources, which everybody locks in the order of their names: it has a transaction of its own.
+        """
+        going_on = sorted((one for one in moved if one.seen.state in _GOING_ON), key=lambda one: one.one.id)
+        batches = [going_on[start : start + WRITTEN] for start in range(0, len(going_on), WRITTEN)]
+        batches += [[one] for one in moved if one.seen.state not in _GOING_ON]
+        for batch in batches:
+            if self._clock.monotonic() >= deadline:
+                return  # they are still due
+            with self._ledger.begin() as conn:
+                done = [(looked, self._move(conn, looked)) for looked in batch]
+            for looked, after in done:
+                if after is not None:
+                    self._count(looked, after, report)
+
+    def _move(self, conn: Connection, looked: Looked) -> Execution | None:
+        """Write one look; None when the execution moved while we looked, and the next tick sees it as it is."""
+        one = looked.one
+        with suppress(ConflictError), conn.begin_nested():
+            current = executions.get(conn, one.id, lock=True)
+            if (
+                not current.terminal
+                and current.daliuge_session_id == one.session_id
+                and current.submission_state is SubmissionState.SUBMITTED
+            ):
+                return self._moves.apply(conn, current, looked)
+        return None
+
+    def _count(self, looked: Looked, after: Execution, report: PollReport) -> None:
+        if not looked.answered:
+            report.unreachable.append(after.id)
+        if after.daliuge_state is not looked.one.daliuge_state:
+            report.changed.append(after.id)
+        if after.terminal:
+            report.terminal.append(after.id)
 
 
-def _axes(execution: Execution, daliuge: DaliugeState) -> Axes:
-    return Axes(
-        submission=execution.submission_state,
-        scheduler=execution.scheduler_state,
-        daliuge=daliuge,
-        outputs=execution.output_state,
-        output_verification_required=execution.output_verification_required,
+def _in_turn(due: Sequence[InFlight]) -> frozenset[str]:
+    """The sessions whose drops were counted the longest ago."""
+    by_count = sorted(
+        due, key=lambda one: (one.counted_at is not None, one.counted_at and one.counted_at.timestamp())
     )
+    return frozenset(one.session_id for one in by_count[:COUNTED])
 
 
-def _counts(seen: SessionObservation) -> dict[str, Any] | None:
-    return dict(seen.drops.as_dict()) if seen.drops else None
-
-
-def _evidence(execution: Execution, seen: SessionObservation) -> Observation:
-    return Observation(
-        execution_id=execution.id,
-        kind="daliuge_session",
-        normalized_state=seen.state.value,
-        raw_state=run_record.bounded(str(seen.raw)) if seen.raw is not None else None,
-        reason=seen.reason,
-        payload={
-            "drops": _counts(seen),
-            "failed_drops": [{"name": drop.name, "log": drop.log} for drop in seen.failed_drops],
-        },
-    )
-
-
-def _error_text(seen: SessionObservation) -> str:
-    """What failed, in one line: the first failed drop's own words, else the session's."""
-    first = next((drop for drop in seen.failed_drops if drop.log), None)
-    if first is not None:
-        return f"drop {first.name} failed: {run_record.bounded(run_record.headline(first.log), 300)}"
-    return seen.reason or "the session failed"
+def _grouped(
+    same: Sequence[Looked], now: datetime, next_at: Callable[[Looked, datetime], datetime]
+) -> list[Unchanged]:
+    """Looks that saw nothing new, those together that are due again in the same second."""
+    groups: dict[tuple[datetime, bool, bool], list[str]] = {}
+    for looked in same:
+        at = next_at(looked, now)
+        at = at.replace(microsecond=0) if at - now > timedelta(seconds=LONGEST_SECONDS / 10) else at
+        groups.setdefault((at, looked.answered, looked.seen.drops is not None), []).append(looked.one.id)
+    return [Unchanged(ids, at, answered, counted) for (at, answered, counted), ids in groups.items()]

@@ -40,6 +40,7 @@ _SANDBOX_PACE: Final = {
     "BEAMPIPE_DIM_POLL_INTERVAL_SECONDS": "2",
     "BEAMPIPE_SHAPING_EXECUTION_MAX_IN_FLIGHT_RUNS": "4",
     "BEAMPIPE_LEASE_SECONDS": "20",
+    "BEAMPIPE_ARCHIVE_OPEN_SECONDS": "5",
 }
 # Archives and clusters want patience; on one machine people want to see something happen.
 _NO_PROXY: Final = "127.0.0.1,localhost,::1"

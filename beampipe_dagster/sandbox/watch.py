@@ -35,6 +35,7 @@ STYLES: Final[Mapping[str, str]] = {
     Word.DISCOVERY_FAILED: "yellow",
     Word.QUARANTINED: "red",
     Word.NO_DATASETS: "dim",
+    Word.VANISHING: "yellow",
     Word.PENDING: "cyan",
     Word.HELD: "yellow",
     Word.RUNNING: "bold cyan",
@@ -187,6 +188,7 @@ def _rows(conn: Connection, project_id: str) -> list[_Row]:
         conn,
         batch_execution_record.c.project_module == project_id,
         batch_execution_record.c.status.in_([status.value for status in ACTIVE]),
+        light=True,
     )
     busy = [name for run in active for name in run.source_identifiers]
     shown = {row.source_identifier: row for row in sources.listing(conn, project_id)}

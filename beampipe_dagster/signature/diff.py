@@ -1,8 +1,8 @@
 """What two payloads of a source differ in, short enough to show beside a signature.
 
 A dataset is the same dataset when its SBID and its ``dataset_id`` (or, without one, its
-``visibility_filename``) are equal. Flags count as one more dataset of their SBID, since a signature
-can change by them alone.
+``visibility_filename``) are equal. The flags of a scheduling block are no dataset: where they differ
+is listed apart, since a signature can change by them alone.
 """
 
 from __future__ import annotations
@@ -25,9 +25,6 @@ FIELD_LIMIT = 20
 """Fields that one changed dataset lists."""
 TEXT_LIMIT = 200
 """Characters of one old or new value; a longer text or container is cut."""
-
-FLAGS_DATASET = "discovery_flags"
-"""The name under which a change of the flags is listed."""
 
 _Identity = tuple[str, str]
 
@@ -83,6 +80,35 @@ class DatasetChange:
 
 
 @dataclass(frozen=True, slots=True)
+class FlagsChange:
+    """A scheduling block whose flags changed.
+
+    Parameters
+    ----------
+    sbid
+        Which scheduling block.
+    fields
+        Flag to ``(old, new)``, as in :class:`DatasetChange`; ``None`` for a flag that is not there.
+    more_fields
+        How many changed flags were left out.
+    """
+
+    sbid: str
+    fields: dict[str, tuple[JsonValue, JsonValue]]
+    more_fields: int = 0
+
+    def as_dict(self) -> dict[str, JsonValue]:
+        """``{"sbid", "fields": {name: {"old", "new"}}}``, and ``more_fields`` if any."""
+        out: dict[str, JsonValue] = {
+            "sbid": self.sbid,
+            "fields": {name: {"old": old, "new": new} for name, (old, new) in self.fields.items()},
+        }
+        if self.more_fields:
+            out["more_fields"] = self.more_fields
+        return out
+
+
+@dataclass(frozen=True, slots=True)
 class PayloadDiff:
     """What a new payload has, lacks and has otherwise.
 
@@ -91,32 +117,41 @@ class PayloadDiff:
     added, removed, changed
         At most ``limit`` entries each, sorted by SBID and dataset.
     counts
-        ``{"added": n, "removed": n, "changed": n}`` over everything, listed or not.
+        ``{"added": n, "removed": n, "changed": n}`` datasets over everything, listed or not.
+    flags
+        At most ``limit`` scheduling blocks whose flags differ, by SBID. A block that came or went with
+        its datasets is not among them.
+    flags_count
+        How many scheduling blocks have other flags.
     """
 
     added: tuple[DatasetRef, ...] = ()
     removed: tuple[DatasetRef, ...] = ()
     changed: tuple[DatasetChange, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
+    flags: tuple[FlagsChange, ...] = ()
+    flags_count: int = 0
 
     @property
     def empty(self) -> bool:
         """Whether the payloads are the same."""
-        return not any(self.counts.values())
+        return not any(self.counts.values()) and not self.flags_count
 
     @property
     def truncated(self) -> bool:
         """Whether more differs than is listed."""
         listed = len(self.added) + len(self.removed) + len(self.changed)
-        return sum(self.counts.values()) > listed
+        return sum(self.counts.values()) > listed or self.flags_count > len(self.flags)
 
     def as_dict(self) -> dict[str, JsonValue]:
-        """The diff as JSON: ``added``, ``removed``, ``changed``, ``counts``, ``truncated``."""
+        """The diff as JSON, each attribute under its name, and whether it is ``truncated``."""
         return {
             "added": [ref.as_dict() for ref in self.added],
             "removed": [ref.as_dict() for ref in self.removed],
             "changed": [change.as_dict() for change in self.changed],
             "counts": dict(self.counts),
+            "flags": [change.as_dict() for change in self.flags],
+            "flags_count": self.flags_count,
             "truncated": self.truncated,
         }
 
@@ -147,12 +182,55 @@ def diff_payloads(
                 changed.append(_change(identity, was, now))
         removed.extend([identity] * (len(olds) - pairs))
         added.extend([identity] * (len(news) - pairs))
+    flags = _flags_changes(old, new)
     return PayloadDiff(
         added=tuple(DatasetRef(*identity) for identity in added[:limit]),
         removed=tuple(DatasetRef(*identity) for identity in removed[:limit]),
         changed=tuple(changed),
         counts={"added": len(added), "removed": len(removed), "changed": changes},
+        flags=tuple(flags[:limit]),
+        flags_count=len(flags),
     )
+
+
+def lost_datasets(old: Mapping[str, JsonValue], new: Mapping[str, JsonValue]) -> list[DatasetRef]:
+    """Datasets that the old payload has and the new one lacks, sorted; one that changed is not lost.
+
+    Parameters
+    ----------
+    old, new
+        ``{sbid: {"datasets": [...], ...}}``.
+    """
+    before, after = _index(old), _index(new)
+    return [
+        DatasetRef(*identity)
+        for identity in sorted(before)
+        for _ in range(len(before[identity]) - len(after.get(identity, [])))
+    ]
+
+
+def _flags_changes(old: Mapping[str, JsonValue], new: Mapping[str, JsonValue]) -> list[FlagsChange]:
+    """Scheduling blocks with datasets on both sides whose flags differ, or without any and flags all the same."""
+    found: list[FlagsChange] = []
+    for sbid in sorted(old.keys() | new.keys()):
+        was, now = _flags(old.get(sbid)), _flags(new.get(sbid))
+        if canonical_json(was) == canonical_json(now):
+            continue
+        if _has_datasets(old.get(sbid)) != _has_datasets(new.get(sbid)):
+            continue  # they came or went with the datasets, which say so
+        fields, more = _fields(was, now)
+        found.append(FlagsChange(sbid, fields, more))
+    return found
+
+
+def _flags(metadata: JsonValue) -> dict[str, JsonValue]:
+    flags = metadata.get("discovery_flags") if isinstance(metadata, dict) else None
+    return flags if isinstance(flags, dict) else {}
+
+
+def _has_datasets(metadata: JsonValue) -> bool:
+    datasets = metadata.get("datasets") if isinstance(metadata, dict) else None
+    return isinstance(datasets, list) and bool(datasets)
 
 
 def _index(payload: Mapping[str, JsonValue]) -> dict[_Identity, list[dict[str, JsonValue]]]:
@@ -164,9 +242,6 @@ def _index(payload: Mapping[str, JsonValue]) -> dict[_Identity, list[dict[str, J
             fields: dict[str, JsonValue] = record if isinstance(record, dict) else {"value": record}
             name = text_form(fields.get("dataset_id")) or text_form(fields.get("visibility_filename"))
             index[sbid, name].append(fields)
-        flags = entry.get("discovery_flags")
-        if isinstance(flags, dict) and flags:
-            index[sbid, FLAGS_DATASET].append(flags)
     return index
 
 
@@ -187,16 +262,21 @@ def _unequal(
 
 
 def _change(identity: _Identity, old: dict[str, JsonValue], new: dict[str, JsonValue]) -> DatasetChange:
+    fields, more = _fields(old, new)
+    return DatasetChange(ref=DatasetRef(*identity), fields=fields, more_fields=more)
+
+
+def _fields(
+    old: dict[str, JsonValue], new: dict[str, JsonValue]
+) -> tuple[dict[str, tuple[JsonValue, JsonValue]], int]:
+    """The fields that differ, at most :data:`FIELD_LIMIT`, and how many more there are."""
     names = [
         name
         for name in sorted(old.keys() | new.keys())
         if name not in old or name not in new or canonical_json(old[name]) != canonical_json(new[name])
     ]
-    return DatasetChange(
-        ref=DatasetRef(*identity),
-        fields={name: (_short(old.get(name)), _short(new.get(name))) for name in names[:FIELD_LIMIT]},
-        more_fields=max(0, len(names) - FIELD_LIMIT),
-    )
+    shown = {name: (_short(old.get(name)), _short(new.get(name))) for name in names[:FIELD_LIMIT]}
+    return shown, max(0, len(names) - FIELD_LIMIT)
 
 
 def _short(value: JsonValue) -> JsonValue:

@@ -16,14 +16,18 @@ canonical JSON; it does not depend on the order of rows or of fields.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
+from operator import add
 from typing import TYPE_CHECKING, Any
 
-from beampipe_dagster.config.canonical import canonical_json, digest
+from beampipe_dagster.config.canonical import canonical_json, digest, utf8
 from beampipe_dagster.errors import DataError, InputError
+from beampipe_dagster.signature.rows import AT_ONCE, projected, without
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from beampipe_dagster.config.canonical import JsonValue
@@ -43,6 +47,7 @@ NO_DATASETS_DIGEST = "f57cea7a8b79823abac81f1f90b3f9e594f21ae40faff4ad4935e8b149
 """Digest of :data:`NO_DATASETS_PAYLOAD`."""
 
 _SEPARATOR = "\x1f"
+_NO_IDENTITY = _SEPARATOR * 2
 # Dagster refuses these inside a partition key.
 _NOT_IN_PARTITION_KEYS = ("...", *"\a\b\f\n\r\t\v\0")
 
@@ -89,8 +94,8 @@ def sign(
     ConfigError
         ``invalid_json``: a value that JSON cannot hold.
     """
-    payload = _payload(_grouped(records), flags if include_flags else None, frozenset(exclude_fields))
-    return Signature(signature_of_payload(payload), payload)
+    payload, hexdigest = _payload(records, flags if include_flags else None, frozenset(exclude_fields))
+    return Signature(hexdigest, payload)
 
 
 def group_by_sbid(records: Sequence[JsonValue], flags: JsonValue = None) -> dict[str, JsonValue]:
@@ -101,7 +106,8 @@ def group_by_sbid(records: Sequence[JsonValue], flags: JsonValue = None) -> dict
     records, flags
         As for :func:`sign`.
     """
-    return _payload(_grouped(records), flags, frozenset())
+    payload, _ = _payload(records, flags, frozenset())
+    return payload
 
 
 def sign_stored(
@@ -122,10 +128,12 @@ def sign_stored(
         As for :func:`sign`.
     """
     excluded = frozenset(exclude_fields)
-    payload = {
-        sbid: _projected(metadata, excluded, include_flags=include_flags) for sbid, metadata in stored.items()
-    }
-    return Signature(signature_of_payload(payload), payload)
+    payload: dict[str, JsonValue] = {}
+    hashed = _PayloadHash()
+    for sbid in sorted(stored):
+        payload[sbid], text = _projected(stored[sbid], excluded, include_flags=include_flags)
+        hashed.add(sbid, text)
+    return Signature(hashed.hexdigest(), payload)
 
 
 def signature_of_payload(payload: Mapping[str, JsonValue]) -> str:
@@ -208,72 +216,129 @@ def text_form(value: JsonValue) -> str:
     return value if isinstance(value, str) else canonical_json(value)
 
 
-def without(value: JsonValue, excluded: AbstractSet[str]) -> JsonValue:
-    """A copy of a value without the excluded keys, at every depth.
-
-    Parameters
-    ----------
-    value
-        Any JSON value; objects inside lists are searched too.
-    excluded
-        Keys to leave out, compared exactly.
-    """
-    if isinstance(value, dict):
-        return {key: without(item, excluded) for key, item in value.items() if key not in excluded}
-    if isinstance(value, list):
-        return [without(item, excluded) for item in value]
-    return value
-
-
 def _grouped(records: Sequence[JsonValue]) -> dict[str, list[JsonValue]]:
     groups: dict[str, list[JsonValue]] = {}
     for record in records:
-        if isinstance(record, dict) and record.get("sbid") is not None:
-            groups.setdefault(text_form(record["sbid"]), []).append(record)
+        sbid = record.get("sbid") if isinstance(record, dict) else None
+        if sbid is None:
+            continue
+        if type(sbid) is not str:
+            sbid = text_form(sbid)
+        if sbid in groups:
+            groups[sbid].append(record)
+        else:
+            groups[sbid] = [record]
     return groups
 
 
 def _payload(
-    groups: Mapping[str, list[JsonValue]], flags: JsonValue, excluded: AbstractSet[str]
-) -> dict[str, JsonValue]:
+    records: Sequence[JsonValue], flags: JsonValue, excluded: AbstractSet[str]
+) -> tuple[dict[str, JsonValue], str]:
+    """The payload of records, and its digest."""
+    groups = _grouped(records)
+    shown: dict[str, JsonValue] = {} if flags is None or flags == {} else {"discovery_flags": flags}
+    rest = "".join(f',"{name}":{canonical_json(value)}' for name, value in shown.items())
     payload: dict[str, JsonValue] = {}
-    for sbid, members in groups.items():
-        entry: dict[str, JsonValue] = {"datasets": _datasets(members, excluded)}
-        if flags is not None and flags != {}:
-            entry["discovery_flags"] = without(flags, frozenset())
-        payload[sbid] = entry
-    return payload
+    hashed = _PayloadHash()
+    for some in _pieces(groups):
+        copies, texts = projected([record for sbid in some for record in groups[sbid]], excluded)
+        start = 0
+        for sbid in some:
+            end = start + len(groups[sbid])
+            datasets, text = _in_order(copies[start:end], texts[start:end])
+            start = end
+            payload[sbid] = {"datasets": datasets, **_copied(shown)}
+            hashed.add(sbid, f'{{"datasets":{text}{rest}}}')
+    return payload, hashed.hexdigest()
 
 
-def _projected(metadata: JsonValue, excluded: AbstractSet[str], *, include_flags: bool) -> JsonValue:
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("datasets"), list):
-        return without(metadata, excluded)
-    out: dict[str, JsonValue] = {}
+def _pieces(groups: Mapping[str, list[JsonValue]]) -> Iterator[list[str]]:
+    """The SBIDs in order, as many at once as make up for the cost of a call."""
+    piece: list[str] = []
+    rows = 0
+    for sbid in sorted(groups):
+        piece.append(sbid)
+        rows += len(groups[sbid])
+        if rows >= AT_ONCE:
+            yield piece
+            piece, rows = [], 0
+    if piece:
+        yield piece
+
+
+def _projected(
+    metadata: JsonValue, excluded: AbstractSet[str], *, include_flags: bool
+) -> tuple[JsonValue, str]:
+    """Stored metadata as they are signed, and their canonical JSON."""
+    stored = metadata.get("datasets") if isinstance(metadata, dict) else None
+    if not isinstance(metadata, dict) or not isinstance(stored, list):
+        other = without(metadata, excluded)
+        return other, canonical_json(other)
+    datasets, text = _in_order(*projected(stored, excluded))
+    out: dict[str, JsonValue] = {"datasets": datasets}
+    members = {"datasets": text}
     for key, value in metadata.items():
-        if key == "datasets" and isinstance(value, list):
-            out[key] = _datasets(value, excluded)
-        elif key == "discovery_flags":
-            if include_flags:
-                out[key] = value
-        elif key not in excluded:
-            out[key] = without(value, excluded)
-    return out
+        if key == "datasets" or (key == "discovery_flags" and not include_flags):
+            continue
+        if key == "discovery_flags" or key not in excluded:
+            out[key] = value if key == "discovery_flags" else without(value, excluded)
+            members[key] = canonical_json(out[key])
+    return out, f"{{{','.join([f'{_key(key)}:{members[key]}' for key in sorted(members)])}}}"
 
 
-def _datasets(records: Sequence[JsonValue], excluded: AbstractSet[str]) -> list[JsonValue]:
-    # The sort key is made after the projection: an excluded field must not decide the order.
-    return sorted((without(record, excluded) for record in records), key=_order)
+def _in_order(records: list[JsonValue], texts: list[str]) -> tuple[list[JsonValue], str]:
+    """Projected records in the order in which they are signed, and the canonical JSON of their list.
+
+    The order is made after the projection: an excluded field must not decide it.
+    """
+    keys = list(map(_identity, records))
+    # A record's text ends its sort key. It is looked at only where the rest cannot decide: in records of
+    # the same dataset, or where an identity could be the beginning of another one.
+    if len(set(keys)) < len(keys) or "".join(keys).count(_SEPARATOR) > 2 * len(keys):
+        keys = list(map(add, keys, texts))
+    if keys != sorted(keys):
+        numbers = sorted(range(len(keys)), key=keys.__getitem__)
+        records = [records[number] for number in numbers]
+        texts = [texts[number] for number in numbers]
+    return records, f"[{','.join(texts)}]"
 
 
-def _order(record: JsonValue) -> str:
-    fields = record if isinstance(record, dict) else {}
-    return _SEPARATOR.join(
-        (
-            text_form(fields.get("dataset_id")),
-            text_form(fields.get("visibility_filename")),
-            canonical_json(record),
-        )
-    )
+def _identity(record: JsonValue) -> str:
+    if not isinstance(record, dict):
+        return _NO_IDENTITY
+    dataset, file = record.get("dataset_id"), record.get("visibility_filename")
+    if type(dataset) is not str:
+        dataset = text_form(dataset)
+    if type(file) is not str:
+        file = text_form(file)
+    return f"{dataset}{_SEPARATOR}{file}{_SEPARATOR}"
+
+
+def _copied(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    return {key: without(item, frozenset()) for key, item in value.items()}
+
+
+class _PayloadHash:
+    """SHA-256 of a payload's canonical JSON, which is never held as a whole; entries come in order."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._before = "{"
+
+    def add(self, sbid: str, text: str) -> None:
+        """The next entry's canonical JSON."""
+        self._hash.update(utf8(f"{self._before}{_key(sbid)}:{text}"))
+        self._before = ","
+
+    def hexdigest(self) -> str:
+        """64 lower-case hex digits, when all entries are there."""
+        self._hash.update(b"}" if self._before == "," else b"{}")
+        return self._hash.hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _key(key: str) -> str:
+    return canonical_json(key)
 
 
 def _bad_record(index: int, code: str, fault: str, wanted: str) -> DataError:

@@ -10,23 +10,34 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from beampipe_dagster.clock import rfc3339
 from beampipe_dagster.config.canonical import JsonValue
 from beampipe_dagster.config.project import DiscoveryAutomation, ExecutionAutomation, ProjectConfig
 from beampipe_dagster.errors import BeampipeError
-from beampipe_dagster.ledger import archive, executions, profiles, projects, sources
+from beampipe_dagster.ledger import (
+    archive,
+    circuits,
+    decisions,
+    executions,
+    gates,
+    pending,
+    profiles,
+    projects,
+    sources,
+)
 from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.sources import Source
-from beampipe_dagster.ledger.states import Status
-from beampipe_dagster.ledger.tables import source_registry
+from beampipe_dagster.sources.queue import decision_facts
 from beampipe_dagster.sources.readiness import blocker, failed_flags
 from beampipe_dagster.sources.status import latest_executions, stage
 
 _FAILED_LOOKS: Final = frozenset({"error", "timeout"})
 _LOOK: Final = "ask for a look now: beampipe source discover -p {project} {name}"
+FAIR_SHARE: Final = "fair_share"
+_RECENT: Final = timedelta(minutes=10)
+"""How long the decision of a tick counts as the present one."""
 _NOTHING: Final = "nothing needs to be done"
 
 
@@ -108,6 +119,7 @@ class _Finder:
     def reasons(self) -> list[Reason]:
         """All of them, the decisive one first."""
         found = [*self._executing(), *self._switched_off(), *self._claimed(), *self._pending()]
+        found += self._archives()
         found += [*self._last_look(), *self._history()]
         return found or [
             Reason(
@@ -190,12 +202,24 @@ class _Finder:
         if not source.workflow_run_pending or not source.enabled:
             return
         name = source.source_identifier
+        decided = decision_facts(self.conn, source.project_module, name)
+        if source.failed_now and source.retry_at is not None and source.retry_at > self.now:
+            hold = source.hold or {}
+            yield Reason(
+                "retry_waiting",
+                f"its last execution failed, and it is tried again at {rfc3339(source.retry_at)}: "
+                f"{hold.get('message') or 'see the execution'}",
+                str(hold.get("hint") or "the first execution tick after that time admits it"),
+                self._command("run it now: beampipe source release -p {project} {name}"),
+                {"retry_at": rfc3339(source.retry_at), "hold": source.hold, **decided},
+            )
+            return
         rows = archive.metadata_of(self.conn, source.project_module, [name]).get(name, {})
         why = blocker(source, rows)
         if why is not None:
             if why.code != "discovery_in_progress":
                 failed: list[JsonValue] = list(failed_flags(rows))
-                facts: dict[str, JsonValue] = {"hold": source.hold}
+                facts: dict[str, JsonValue] = {"hold": source.hold, **decided}
                 if why.code == "discovery_flags_failed":
                     facts["failed_flags"] = failed
                 yield Reason(
@@ -207,10 +231,11 @@ class _Finder:
                 )
             return
         since = source.workflow_run_pending_at
-        ahead = _ahead(self.conn, source)
         queue: dict[str, JsonValue] = {
-            "position": ahead + 1,
+            "position": pending.ahead(self.conn, source, now=self.now) + 1,
             "since": rfc3339(since) if since else None,
+            "priority": source.priority,
+            **decided,
         }
         yield self._admission(queue)
 
@@ -246,6 +271,15 @@ class _Finder:
             return Reason(
                 "threshold_not_met", f"{head}; {short}", "it is admitted then", "lower the threshold", facts
             )
+        tick = decisions.newest(self.conn, self.source.project_module)
+        if tick is not None and tick.reason == FAIR_SHARE and tick.last_seen_at > self.now - _RECENT:
+            return Reason(
+                FAIR_SHARE,
+                f"{head}; it is the turn of other surveys, since {rfc3339(tick.decided_at)}",
+                "it is admitted when the survey's turn has come: surveys that want the same room take turns",
+                "wait, or give the survey a higher automation.execution.weight",
+                facts,
+            )
         return Reason(
             "pending", head, "the next execution tick admits it when its turn has come", _NOTHING, facts
         )
@@ -279,8 +313,37 @@ class _Finder:
             f" {rfc3339(until)}"
         )
 
+    def _archives(self) -> Iterator[Reason]:
+        """Archives that are left alone: no look is complete without them."""
+        if not self.source.enabled or self.source.quarantined_at is not None:
+            return
+        queries = (*self.config.discovery.queries, *self.config.discovery.enrichments)
+        asked = {*(query.adapter for query in queries), *self.config.adapters.required}
+        for adapter, row in gates.of_project(self.conn, self.source.project_module).items():
+            circuit = row.circuit
+            if adapter not in asked or not circuit.shut_off(self.now):
+                continue
+            until = rfc3339(circuit.open_until) if circuit.open_until else None
+            yield Reason(
+                "archive_circuit_open",
+                f"archive {adapter}: {circuits.in_words(circuit, now=self.now)}",
+                "no look is made until then; the first request after it finds out whether the archive is back"
+                if until
+                else "no look is made until the circuit is closed",
+                f"ask the archive now: beampipe archive probe {adapter}",
+                {
+                    "archive": row.key,
+                    "state": circuit.state.value,
+                    "since": rfc3339(circuit.opened_at) if circuit.opened_at else None,
+                    "until": until,
+                    "by_hand": circuit.by_hand,
+                    "last_error": row.last_error,
+                },
+            )
+
     def _last_look(self) -> Iterator[Reason]:
         source = self.source
+        yield from self._vanishing()
         if source.last_outcome in _FAILED_LOOKS and source.quarantined_at is None:
             error = source.last_error or {}
             again = source.next_attempt_at
@@ -301,7 +364,7 @@ class _Finder:
                     " -p {project} {name}"
                 ),
             )
-        elif source.last_outcome == "no_datasets":
+        elif source.last_outcome == "no_datasets" and source.vanish_first_at is None:
             checked = f" ({rfc3339(source.last_checked_at)})" if source.last_checked_at else ""
             yield Reason(
                 "no_datasets",
@@ -309,6 +372,28 @@ class _Finder:
                 self._next_look(),
                 f"check the name and the survey's first query, or {self._command(_LOOK)}",
             )
+
+    def _vanishing(self) -> Iterator[Reason]:
+        source = self.source
+        since, again = source.vanish_first_at, source.next_attempt_at
+        if since is None:
+            return
+        looks = "once" if source.vanish_count == 1 else f"{source.vanish_count} times"
+        yield Reason(
+            "datasets_vanishing",
+            f"datasets that are stored were missing in complete answers of the archives since {rfc3339(since)}"
+            f" (seen {looks}); until that is confirmed its data and its signature are kept",
+            (f"it is looked at again after {rfc3339(again)}" if again else self._next_look())
+            + "; when that look says the same it is believed, when the datasets are back nothing has happened",
+            self._command("nothing, or see what was missing: beampipe timeline source -p {project} {name}"),
+            {
+                "since": rfc3339(since),
+                "looks": source.vanish_count,
+                "candidate_signature": source.vanish_signature,
+                "signature": source.discovery_signature,
+                "next": rfc3339(again) if again else None,
+            },
+        )
 
     def _next_look(self) -> str:
         """When it is looked at by itself."""
@@ -339,13 +424,16 @@ class _Finder:
                 {"signature": signature},
             )
         elif run is not None and run.terminal and not source.workflow_run_pending and _is_of(run, source):
-            failed = run.status is Status.FAILED
+            used_up = (source.hold or {}).get("code") == "retry_budget_exhausted"
             yield Reason(
-                "execution_failed" if failed else f"execution_{run.status.value}",
+                "retry_budget_exhausted" if used_up else f"execution_{run.status.value}",
                 f"execution {run.id} of its current signature ended as {run.status.value}"
+                + (", and its retries are used up" if used_up else "")
                 + (f": {run.last_error}" if run.last_error else ""),
-                "nothing for this signature: it runs again when the archives give it a new one",
-                f"read what failed: beampipe execution show {run.id}",
+                "nothing for this signature: it runs again when the archives give it a new one, or the survey has"
+                " a new revision",
+                f"read what failed: beampipe execution show {run.id}; "
+                + self._command("then let it run again: beampipe source release -p {project} {name}"),
                 {"execution_id": run.id, "error": run.last_error, "error_code": run.last_error_code},
             )
 
@@ -356,25 +444,4 @@ def _is_of(run: Execution, source: Source) -> bool:
         item.get("source_identifier") == source.source_identifier
         and item.get("discovery_signature") == source.discovery_signature
         for item in run.sources
-    )
-
-
-def _ahead(conn: Connection, source: Source) -> int:
-    """Enabled pending sources of the survey that admission takes before this one."""
-    columns = source_registry.c
-    mine = source.workflow_run_pending_at
-    earlier: sa.ColumnElement[bool] = sa.false()
-    if mine is not None:
-        same = sa.and_(columns.workflow_run_pending_at == mine, columns.created_at < source.created_at)
-        earlier = sa.or_(columns.workflow_run_pending_at < mine, same)
-    return int(
-        conn.execute(
-            sa.select(sa.func.count()).where(
-                columns.project_module == source.project_module,
-                columns.enabled,
-                columns.workflow_run_pending,
-                columns.hold.is_(None),
-                earlier,
-            )
-        ).scalar_one()
     )

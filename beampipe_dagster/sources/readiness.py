@@ -32,6 +32,7 @@ HINTS: Final = {
     "no_archive_metadata": "no scheduling block of the requested scope has metadata; check the SBIDs",
     "no_datasets": "the archive holds nothing for it yet; it goes on when something is deposited",
     "discovery_flags_failed": "the archives must answer what the flags ask for; it goes on when they do",
+    "datasets_vanishing": "a second look decides; it goes on by itself then",
     "signature_already_executed": "nothing is to be done; new data in the archive make a new signature",
 }
 
@@ -88,6 +89,8 @@ def blocker(  # noqa: PLR0911  # one return a rule, in the order of the rules
     failed = failed_flags(considered)
     if failed:
         return _blocker("discovery_flags_failed", f"readiness flags do not pass: {', '.join(failed)}")
+    if source.vanish_first_at is not None:  # its scope is in doubt, for one recheck interval as a rule
+        return _blocker("datasets_vanishing", "datasets of it were missing at the last look")
     return None
 
 

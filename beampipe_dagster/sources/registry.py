@@ -27,6 +27,9 @@ REGISTRY_ASSET: Final = "source_registry"
 SHOWN: Final = 10
 """Names that a message lists; all are in the details."""
 
+TOLD_ONE_BY_ONE: Final = 1000
+"""Requests for more sources than these are one event of the survey: the rows would be locked while it is written."""
+
 LONGEST_HOURS: Final = 87_600
 """Ten years: the longest time for which an answer is believed."""
 
@@ -228,10 +231,11 @@ class SourceRegistry:
         with self._ledger.begin() as conn:
             projects.active(conn, project_id)
             if identifiers is not None:
-                found = sources.by_identifiers(conn, project_id, identifiers)
-                _refuse_unknown(project_id, identifiers, {row.source_identifier for row in found})
+                known = sources.registered_names(conn, project_id, identifiers)
+                _refuse_unknown(project_id, identifiers, known)
             marked = sources.mark_for_discovery(conn, project_id, identifiers, now=now)
-            names: Sequence[str | None] = [None] if identifiers is None else identifiers
+            many = identifiers is None or len(identifiers) > TOLD_ONE_BY_ONE
+            names: Sequence[str | None] = [None] if many or identifiers is None else identifiers
             told: list[tuple[str | None, dict[str, JsonValue]]] = [
                 (name, {"sources": marked}) for name in names
             ]

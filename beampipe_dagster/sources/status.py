@@ -14,6 +14,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from beampipe_dagster.clock import rfc3339
 from beampipe_dagster.ledger import executions
 from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.sources import Source, chunks
@@ -39,6 +40,8 @@ class Word(StrEnum):
     """Its looks failed too often by its own fault; it is looked at again when an operator asks."""
     NO_DATASETS = "no_datasets"
     """The archives answered completely and have nothing for it."""
+    VANISHING = "vanishing"
+    """Datasets of it were missing at the last look; a second look is to confirm that."""
     PENDING = "pending"
     """Its signature is new, and it waits for room."""
     HELD = "held"
@@ -61,6 +64,9 @@ WORDS: Final = tuple(word.value for word in Word)
 """All words, in the order in which a source goes through them."""
 
 _FAILED_LOOKS: Final = frozenset({"error", "timeout"})
+
+FAILED_HOLDS: Final = frozenset({"execution_failed", "retry_budget_exhausted"})
+"""Codes of the hold of a source whose last execution failed."""
 
 _STAGES: Final = {
     ControlPhase.DISCOVERED: "admitted, waits for its run",
@@ -125,11 +131,13 @@ def _waiting(source: Source, execution: Execution | None) -> SourceState | None:
     """A source whose signature has news, and which does not run yet or did not run well."""
     if source.hold is not None:
         code, message = str(source.hold.get("code", "")), str(source.hold.get("message", ""))
-        if code != "execution_failed":
+        if code not in FAILED_HOLDS:
             return SourceState(Word.HELD, message or None, code or None)
         failed = execution is not None and execution.status is Status.FAILED
         reason = execution.last_error if failed and execution is not None else None
-        return SourceState(Word.FAILED, reason or message or None, code)
+        then = str(source.hold.get("hint", "")) if source.hold.get("retry_at") else ""
+        words = "; ".join(text for text in (reason or message, then) if text)
+        return SourceState(Word.FAILED, words or None, code)
     if source.workflow_run_pending:
         return SourceState(Word.PENDING)
     return None
@@ -143,14 +151,31 @@ def _looked_at(source: Source, execution: Execution | None) -> SourceState:
         return SourceState(word, str(message) if message else None, str(code) if code else None)
     if source.last_checked_at is None:
         return SourceState(Word.UNCHECKED)
+    if source.vanish_first_at is not None:
+        return SourceState(Word.VANISHING, vanishing_words(source))
     if source.last_outcome == Word.NO_DATASETS:
         return SourceState(Word.NO_DATASETS)
     return _executed(source, execution)
 
 
+def vanishing_words(source: Source) -> str | None:
+    """What the last complete looks said about missing datasets; ``None`` where none is missing."""
+    if source.vanish_first_at is None:
+        return None
+    looks = "1 look" if source.vanish_count == 1 else f"{source.vanish_count} looks"
+    again = f"; asked about again after {rfc3339(source.next_attempt_at)}" if source.next_attempt_at else ""
+    return (
+        f"datasets that are stored were missing in the archives' answer since {rfc3339(source.vanish_first_at)}"
+        f" ({looks}); its data and signature are kept until a second look says the same{again}"
+    )
+
+
 def _executed(source: Source, execution: Execution | None) -> SourceState:
     if source.discovery_signature == source.last_executed_discovery_signature:
-        return SourceState(Word.COMPLETED)
+        as_asked = execution is not None and execution.status is Status.NOT_SUBMITTED
+        return SourceState(
+            Word.COMPLETED, "its graph was not submitted, as its launch asked" if as_asked else None
+        )
     if execution is not None and execution.status is Status.CANCELLED:
         return SourceState(Word.CANCELLED, execution.last_error)
     if execution is not None and execution.status is Status.FAILED:
@@ -188,7 +213,7 @@ def latest_executions(
     found: dict[str, Execution] = {}
     for piece in chunks(sorted(set(newest.values()))):
         wanted = batch_execution_record.c.id.in_(piece)
-        found |= {item.id: item for item in executions.select(conn, wanted, limit=len(piece))}
+        found |= {item.id: item for item in executions.select(conn, wanted, limit=len(piece), light=True)}
     return {name: found[execution_id] for name, execution_id in newest.items()}
 
 
@@ -200,4 +225,6 @@ def executions_of(
     mine = sa.select(columns.execution_id).where(
         columns.project_module == project_module, columns.source_identifier == source_identifier
     )
-    return executions.select(conn, batch_execution_record.c.id.in_(mine), limit=limit, newest_first=True)
+    return executions.select(
+        conn, batch_execution_record.c.id.in_(mine), limit=limit, newest_first=True, light=True
+    )

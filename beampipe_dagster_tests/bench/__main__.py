@@ -1,4 +1,4 @@
-"""``python -m beampipe_dagster_tests.bench [NAME ...] [--json] [--sources N]``."""
+"""``python -m beampipe_dagster_tests.bench [NAME ...] [--json] [--sources N] [--quick]``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 from inspect import signature
+from typing import Any
 
 import beampipe_dagster_tests.bench as package
 from beampipe_dagster_tests.bench.measure import Figures
@@ -30,11 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--sources", type=int, metavar="N", help="of benchmarks that look at sources; 1000 by default"
     )
+    parser.add_argument(
+        "--quick", action="store_true", help="of benchmarks that have it: a run of seconds, for tests"
+    )
     options = parser.parse_args(argv)
     if unknown := [name for name in options.names if name not in built()]:
         parser.error(f"there is no benchmark {unknown[0]!r}; built: {', '.join(built())}")
     names = options.names or built()
-    results = {name: measured(name, sources=options.sources) for name in names}
+    results = {name: measured(name, sources=options.sources, quick=options.quick) for name in names}
     document = results[names[0]] if len(names) == 1 else results
     if options.json:
         print(json.dumps(document, indent=2))  # noqa: T201  # a command line's output
@@ -44,10 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if all(goal["met"] for figures in results.values() for goal in figures["goals"].values()) else 1
 
 
-def measured(name: str, *, sources: int | None = None) -> Figures:
-    """The figures of one benchmark; ``sources`` is for those that can do with fewer, or more."""
+def measured(name: str, *, sources: int | None = None, quick: bool = False) -> Figures:
+    """The figures of one benchmark; ``sources`` and ``quick`` are for those that can do with fewer, or more."""
     run = importlib.import_module(f"{package.__name__}.bench_{name}").run
-    given = {"sources": sources} if sources is not None and "sources" in signature(run).parameters else {}
+    wanted: dict[str, Any] = {"sources": sources, "quick": quick or None}
+    given = {
+        key: value for key, value in wanted.items() if value is not None and key in signature(run).parameters
+    }
     figures: Figures = run(**given)
     return figures
 

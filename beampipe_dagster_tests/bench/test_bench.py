@@ -49,6 +49,29 @@ def test_the_signature_benchmark_gives_rows_per_second_beside_plain_json(
     assert figures["ratio"] < 8
 
 
+def test_the_poll_benchmark_takes_a_fraction_of_a_request_for_each_session(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main(["poll", "--json", "--sources", "60"])
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["sessions"], figures["requests_baseline"]) == (60, 60)
+    # The nodes, one listing, and the drops of so many sessions as are counted in one tick.
+    assert figures["sqlite_requests"] == 42
+    ratio = figures["sqlite_seconds"] / figures["baseline_seconds"]
+    assert figures["sqlite_ratio"] == pytest.approx(ratio, rel=0.05)
+
+
+def test_the_tick_benchmark_compares_ticks_with_bare_statements(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["tick", "--json", "--quick"])
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["sources"] == [20_000]
+    ratios = [value for key, value in figures.items() if key.startswith("sqlite_") and key.endswith("_ratio")]
+    assert len(ratios) == 3
+    assert figures["ratio"] >= max(ratios)
+    # A tick that reads the whole registry would take a hundred times as long as this.
+    assert figures["sqlite_20000_idle_ms"] < 200
+
+
 def test_a_benchmark_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["nope"])

@@ -100,7 +100,6 @@ class World:
             ids = self.platform.ids
             archive.replace_metadata(conn, SURVEY, name, {"7": document}, ids=ids, now=now)
             added: list[Any] = [{"sbid": "7", "dataset": item["dataset_id"]} for item in document["datasets"]]
-            flags: Any = {"sbid": "7", "dataset": "discovery_flags"}
             change = archive.SignatureChange(
                 id=ids.new(),
                 project_module=SURVEY,
@@ -111,7 +110,7 @@ class World:
                 project_config_id=projects.active(conn, SURVEY).id,
                 sbid_count=1,
                 dataset_count=datasets,
-                diff={"added": [*added, flags], "counts": {"added": datasets + 1}},
+                diff={"added": added, "counts": {"added": datasets}},
                 evidence=[],
                 metadata_json={"7": document},
                 discovered_at=now,

@@ -20,6 +20,11 @@ from beampipe_dagster_tests.cli.support import DEMO, Beampipe, World
 ALL_ACTIVE = "beampipe_dagster.ledger.projects.all_active"
 HEAVY = ("dagster", "astropy", "pyvo", "sqlglot", "sqlalchemy", "rich", "pydantic", "httpx")
 COMMANDS = {
+    "archive close",
+    "archive list",
+    "archive open",
+    "archive probe",
+    "archive show",
     "demo",
     "execution artifact",
     "execution list",
@@ -55,6 +60,7 @@ COMMANDS = {
     "source list",
     "source register",
     "source show",
+    "source sweep",
     "timeline execution",
     "timeline project",
     "timeline source",

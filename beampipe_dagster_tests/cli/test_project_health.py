@@ -44,3 +44,24 @@ def test_an_archive_that_cannot_be_reached_is_down_and_says_why(world: World, be
 
 def test_an_unknown_survey_is_refused(beampipe: Beampipe) -> None:
     beampipe.refused("project", "health", "nope", code="project_not_found")
+
+
+def test_the_queries_are_shown_with_their_form_and_what_may_surprise(
+    world: World, beampipe: Beampipe
+) -> None:
+    del world
+    up: dict[str, Reply] = {"availability": availability_document(available=True)}
+    with FakeTap(rows([]), pages=up) as tap:
+        env = {"BEAMPIPE_CASDA_TAP_URL": tap.url, "BEAMPIPE_VIZIER_TAP_URL": tap.url}
+        text = beampipe("project", "health", SURVEY, env=env)
+        document = json.loads(beampipe("project", "health", SURVEY, "--json", env=env).stdout)
+    assert text.exit_code == 0, text.output
+    assert "sources a request" in " ".join(text.stdout.split()) or "a request" in text.stdout
+    assert "visibility: like_on_upload" in text.stdout
+    found = {item["name"]: item for item in document["queries"]}
+    assert [found[name]["form"] for name in ("visibility", "ra_dec_vsys", "sbid_to_eval_file")] == [
+        "or",
+        "in",
+        "in",
+    ]
+    assert all(item["exact"] and not item["upload"] for item in document["queries"])

@@ -202,16 +202,15 @@ def test_the_time_of_waiting_is_shown(world: World, beampipe: Beampipe) -> None:
         ({}, "no dataset"),
         ({"added": [{"sbid": "7", "dataset": "a"}], "counts": {"added": 1}}, "1 dataset added in SB7"),
         (
-            {"added": [{"sbid": "7", "dataset": "discovery_flags"}], "counts": {"added": 1}},
-            "no dataset",
+            {"flags": [{"sbid": "7", "fields": {"vsys": {}}}], "flags_count": 1},
+            "flags changed",
         ),
         (
             {
-                "changed": [
-                    {"sbid": "7", "dataset": "a", "fields": {"quality": {}}},
-                    {"sbid": "7", "dataset": "discovery_flags", "fields": {"vsys": {}}},
-                ],
-                "counts": {"changed": 2},
+                "changed": [{"sbid": "7", "dataset": "a", "fields": {"quality": {}}}],
+                "counts": {"changed": 1},
+                "flags": [{"sbid": "7", "fields": {"vsys": {}}}],
+                "flags_count": 1,
             },
             "1 dataset changed in SB7 (quality); flags changed",
         ),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from beampipe_dagster.config.settings import Settings
+from beampipe_dagster.config.settings import ArchiveLimits, Settings
 from beampipe_dagster.errors import ConfigError
 
 
@@ -21,6 +21,9 @@ def test_without_variables_every_setting_has_its_default() -> None:
     assert settings.execution_max_in_flight == 2
     assert settings.discovery_max_in_flight == 4
     assert settings.discovery_max_batches_per_tick == 4
+    assert settings.discovery_vanish_recheck_minutes == 60
+    assert settings.queue_max_depth == 200
+    assert (settings.partition_retention_days, settings.partition_live_keys) == (30, 10_000)
     assert settings.lease_seconds == 60.0
     assert settings.submission_timeout_seconds == 1800
     assert settings.poll_interval_seconds == 5.0
@@ -28,6 +31,52 @@ def test_without_variables_every_setting_has_its_default() -> None:
     assert settings.delete_sessions is False
     assert settings.allow_private_graph_urls is False
     assert settings.log_json is False
+
+
+def test_an_archive_may_have_limits_of_its_own() -> None:
+    environ = {
+        "HOME": "/h",
+        "BEAMPIPE_ARCHIVE_MAX_CONCURRENCY": "6",
+        "BEAMPIPE_CASDA_TAP_MAX_CONCURRENCY": "2",
+        "BEAMPIPE_VIZIER_TAP_MIN_INTERVAL_MS": "250",
+    }
+    settings = Settings.from_env(environ)
+    assert settings.archive_limits == ArchiveLimits(max_concurrency=6, min_interval_ms=0)
+    assert settings.limits_by_archive == {
+        "casda": ArchiveLimits(max_concurrency=2, min_interval_ms=0),
+        "vizier": ArchiveLimits(max_concurrency=6, min_interval_ms=250),
+    }
+    assert settings.archive_failures_to_open == 3
+    with pytest.raises(ConfigError, match="BEAMPIPE_CASDA_TAP_MAX_CONCURRENCY"):
+        Settings.from_env({"HOME": "/h", "BEAMPIPE_CASDA_TAP_MAX_CONCURRENCY": "0"})
+
+
+def test_a_secret_is_read_from_its_variable_or_from_a_file_and_never_shown(tmp_path: Path) -> None:
+    name, token = "BEAMPIPE_DALIUGE_AUTH_HEADER", "Authorization: Bearer t0ken"
+    path = tmp_path / "header"
+    path.write_text(f"{token}\n")
+    for environ in ({name: token}, {f"{name}_FILE": str(path)}):
+        settings = Settings.from_env({"HOME": "/h", **environ})
+        assert settings.daliuge_auth_header == token
+        assert "t0ken" not in repr(settings)
+    with pytest.raises(ConfigError, match=f"{name}_FILE") as both:
+        Settings.from_env({"HOME": "/h", name: token, f"{name}_FILE": str(path)})
+    assert "t0ken" not in str(both.value.as_dict())
+    with pytest.raises(ConfigError, match=f"{name}_FILE"):
+        Settings.from_env({"HOME": "/h", f"{name}_FILE": str(tmp_path / "nothing")})
+    path.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match=f"{name}_FILE"):
+        Settings.from_env({"HOME": "/h", f"{name}_FILE": str(path)})
+
+
+def test_certificates_are_in_a_file_that_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    with pytest.raises(ConfigError, match="BEAMPIPE_DALIUGE_CA_FILE"):
+        Settings.from_env({"HOME": "/h", "BEAMPIPE_DALIUGE_CA_FILE": str(path)})
+    path.touch()
+    settings = Settings.from_env({"HOME": "/h", "BEAMPIPE_DALIUGE_CA_FILE": str(path)})
+    assert settings.daliuge_ca_file == path
+    assert (settings.poll_stuck_seconds, settings.daliuge_auth_header) == (21_600.0, None)
 
 
 def test_a_blank_variable_counts_as_unset() -> None:

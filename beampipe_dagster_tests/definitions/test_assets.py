@@ -5,6 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from beampipe_dagster.defs import names
+from beampipe_dagster.defs.assets import SENSOR_TAG
 from beampipe_dagster.ledger.states import Status, SubmissionState
 from beampipe_dagster_tests.definitions.world import SURVEY, World, failure, materialized
 from beampipe_dagster_tests.support.fake_daliuge import Fault
@@ -202,7 +203,10 @@ def test_what_can_never_work_fails_the_run_and_the_execution(here: World) -> Non
     hold = here.source("A1").hold
     assert hold is not None
     assert hold["code"] == "execution_failed"
-    assert failure(here.materialize(key))["code"] == "execution_failed"
+    assert failure(here.materialize(key, tags={SENSOR_TAG: "tick"}))["code"] == "execution_failed"
+    assert here.execution(key).id == failed.id
+    assert here.materialize(key).success, "who asks for it by hand gets a new execution"
+    assert here.execution(key).retry_of == failed.id
 
 
 def test_a_deploy_without_an_answer_fails_the_run_and_is_adopted_by_the_poll(here: World) -> None:
@@ -244,3 +248,12 @@ def test_a_failure_is_short_and_says_code_message_and_hint(here: World) -> None:
     assert said["description"] == f"[{said['code']}] {said['message']} ({said['hint']})"
     assert "Traceback" not in said["description"]
     assert isinstance(here.definitions, dg.Definitions)
+
+
+def test_a_materialization_by_hand_may_end_with_the_physical_graph(here: World) -> None:
+    (key,) = here.with_sources("A1")
+    asset = f"{SURVEY}__workflow_manifest"
+    result = here.materialize(key, config={"ops": {asset: {"config": {"submit": False}}}})
+    assert result.success
+    assert here.execution(key).status is Status.NOT_SUBMITTED
+    assert here.daliuge.ever_started == set()

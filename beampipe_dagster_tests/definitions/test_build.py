@@ -22,7 +22,16 @@ from beampipe_dagster_tests.definitions.world import SURVEY, World
 
 SNAPSHOT = Path(__file__).with_name("demo_survey.snapshot.json")
 DEMO = Path(__file__).resolve().parents[2] / "projects" / "wallaby_demo" / "wallaby_demo.yaml"
-SHARED_JOBS = {"discover_batch", "register_sources", "discover_sources", "set_sources_enabled"}
+SHARED_JOBS = {
+    "prune_partitions",
+    "watermark_sweep",
+    "discover_batch",
+    "register_sources",
+    "discover_sources",
+    "set_sources_enabled",
+    "prepare_execution",
+    "launch_execution",
+}
 CHAIN = [
     "source_registry",
     "archive_metadata",
@@ -198,10 +207,13 @@ def test_a_revision_that_cannot_be_read_says_so_and_hides_no_other_survey(here: 
     ] == []
 
 
-def test_a_survey_that_is_switched_off_has_stopped_clocks() -> None:
+def test_a_survey_that_is_switched_off_looks_for_nothing_and_launches_only_what_operators_ask_for() -> None:
     text = DEMO.read_text(encoding="utf-8").replace("enabled: true", "enabled: false")
     sensors = survey_definitions(load_project(text), 5).sensors or []
-    assert {sensor.default_status for sensor in sensors} == {dg.DefaultSensorStatus.STOPPED}
+    assert {sensor.name: sensor.default_status for sensor in sensors} == {
+        "wallaby_demo_scheduler_tick": dg.DefaultSensorStatus.STOPPED,
+        "wallaby_demo_execution_tick": dg.DefaultSensorStatus.RUNNING,
+    }
 
 
 def test_a_survey_that_was_added_appears_when_the_code_location_is_loaded_again(here: World) -> None:

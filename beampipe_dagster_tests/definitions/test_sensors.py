@@ -190,6 +190,12 @@ def launches(world: World, count: int) -> tuple[list[str], list[Launch]]:
     return known, [due[key] for key in known]
 
 
+def places(here: World) -> dict[str, int]:
+    """Where Dagster has each key among its partitions."""
+    known = here.instance.get_dynamic_partitions(names.partitions_name(SURVEY))
+    return {key: place for place, key in enumerate(known)}
+
+
 def spans(requests: list[dg.RunRequest]) -> list[tuple[str, str]]:
     return [
         (request.partition_key, request.partition_key)
@@ -202,7 +208,7 @@ def spans(requests: list[dg.RunRequest]) -> list[tuple[str, str]]:
 def test_a_range_never_spans_a_partition_that_is_not_launched(here: World) -> None:
     keys, due = launches(here, 13)
     without = [launch for launch in due if launch.execution.partition_key not in {keys[5], keys[11]}]
-    requests = sensors.run_requests(here.instance, SURVEY, without)
+    requests = sensors.run_requests(places(here), SURVEY, without)
     assert spans(requests) == [(keys[0], keys[4]), (keys[6], keys[10]), (keys[12], keys[12])]
     assert len({request.run_key for request in requests}) == 3
 
@@ -210,7 +216,7 @@ def test_a_range_never_spans_a_partition_that_is_not_launched(here: World) -> No
 def test_a_launch_whose_partition_dagster_does_not_know_gets_a_run_of_its_own(here: World) -> None:
     keys, due = launches(here, 10)
     here.instance.delete_dynamic_partition(names.partitions_name(SURVEY), keys[4])
-    requests = sensors.run_requests(here.instance, SURVEY, due)
+    requests = sensors.run_requests(places(here), SURVEY, due)
     assert spans(requests) == [(keys[0], keys[9]), (keys[4], keys[4])], "the others are neighbours now"
     assert requests[-1].run_key == due[4].run_key
 

@@ -23,7 +23,15 @@ from beampipe_dagster.config.settings import Settings
 from beampipe_dagster.defs import names
 from beampipe_dagster.defs.build import build_definitions
 from beampipe_dagster.defs.resources import FixedPlatform
-from beampipe_dagster.discovery.archive import Answer, AnswerClass, Evidence, archive_error
+from beampipe_dagster.discovery.archive import (
+    CONSERVATIVE,
+    Answer,
+    AnswerClass,
+    Evidence,
+    TapCapabilities,
+    Upload,
+    archive_error,
+)
 from beampipe_dagster.ledger import executions, outbox, sources
 from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.outbox import StoredMessage
@@ -87,9 +95,17 @@ class MemoryArchive:
         """It is always there."""
         return True, "in memory"
 
-    def query(self, adql: str, *, maxrec: int = 20_000) -> Answer:
+    def capabilities(self) -> TapCapabilities:
+        """It answers at once, and no more."""
+        return CONSERVATIVE
+
+    def query_async(self, adql: str, *, maxrec: int = 20_000, upload: Upload | None = None) -> Answer:
+        """It answers at once anyway."""
+        return self.query(adql, maxrec=maxrec, upload=upload)
+
+    def query(self, adql: str, *, maxrec: int = 20_000, upload: Upload | None = None) -> Answer:
         """The rows of those sources that are asked for."""
-        del maxrec
+        del maxrec, upload
         asked = re.findall(r"LIKE '([^%]+)_SB%'", adql)
         assert asked, adql
         rows: list[dict[str, JsonValue]] = [
@@ -219,10 +235,12 @@ class World:
         with self.platform.ledger.read() as conn:
             return outbox.due(conn, now=far, limit=1000)
 
-    def materialize(self, *keys: str, survey: str = SURVEY) -> dg.ExecuteInProcessResult:
+    def materialize(
+        self, *keys: str, survey: str = SURVEY, tags: dict[str, str] | None = None, config: Any = None
+    ) -> dg.ExecuteInProcessResult:
         """Run the survey's four steps for a key, or for the range from the first to the last one."""
         job = self.definitions.resolve_job_def(names.execution_job(survey))
-        where: dict[str, Any] = {"partition_key": keys[0]}
+        where: dict[str, Any] = {"partition_key": keys[0], "tags": tags}
         if len(keys) > 1:
             where = {
                 "tags": {
@@ -230,7 +248,7 @@ class World:
                     "dagster/asset_partition_range_end": keys[-1],
                 }
             }
-        return job.execute_in_process(instance=self.instance, raise_on_error=False, **where)
+        return job.execute_in_process(instance=self.instance, raise_on_error=False, run_config=config, **where)
 
     def submit(self, key: str, survey: str = SURVEY) -> str:
         """Bring an execution to its session with the services alone; the session's id."""

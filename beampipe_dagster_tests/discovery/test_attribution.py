@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beampipe_dagster.config.canonical import JsonValue, canonical_json
-from beampipe_dagster.discovery.attribution import Row, attribute
+from beampipe_dagster.discovery.attribution import Row, _Pattern, attribute
 from beampipe_dagster.discovery.rewrite import BatchPlan, plan_batch
 from beampipe_dagster.discovery.templates import render
 from beampipe_dagster.errors import ArchiveError
@@ -144,3 +145,24 @@ def test_what_is_no_number_is_not_compared_by_guessing(value: str) -> None:
     with pytest.raises(ArchiveError) as caught:
         attribute(planned(LATEST), [{"id": "A"}], [{"filename": "A", "t_max": value, "obs_id": ""}])
     assert caught.value.code == "value_not_comparable"
+
+
+@settings(max_examples=500)
+@given(
+    pattern=st.text("ab%_.\n*", max_size=9),
+    cell=st.text("ab_.\n*", max_size=9),
+    like=st.booleans(),
+    data=st.data(),
+)
+def test_a_pattern_fits_what_the_regular_expression_of_it_matches(
+    *, pattern: str, cell: str, like: bool, data: st.DataObject
+) -> None:
+    if data.draw(st.booleans()):  # one that is likely to fit
+        cell = "".join(
+            data.draw(st.text("ab", max_size=2)) if char == "%" else "a" if char == "_" else char
+            for char in pattern
+        )
+    wild = {"%": ".*", "_": "."} if like else {}
+    text = "".join(wild.get(char) or re.escape(char) for char in pattern)
+    expected = re.fullmatch(text, cell, re.DOTALL) is not None
+    assert bool(_Pattern(pattern, like).test()(cell)) is expected

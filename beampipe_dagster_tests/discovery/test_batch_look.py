@@ -16,11 +16,14 @@ from beampipe_dagster.clock import ManualClock, SystemClock
 from beampipe_dagster.config.project import ProjectConfig, Query
 from beampipe_dagster.config.validation import load_project
 from beampipe_dagster.discovery.archive import (
+    CONSERVATIVE,
     DEFAULT_MAXREC,
     Answer,
     AnswerClass,
     Archive,
     Evidence,
+    TapCapabilities,
+    Upload,
     archive_error,
 )
 from beampipe_dagster.discovery.archives import TapArchives
@@ -48,8 +51,14 @@ class Table:
     asked: list[list[str]] = field(default_factory=list)
     wrong: Callable[[list[str], list[Row]], list[Row]] = lambda _ids, rows: rows
 
-    def query(self, adql: str, *, maxrec: int = DEFAULT_MAXREC) -> Answer:
-        del maxrec
+    def capabilities(self) -> TapCapabilities:
+        return CONSERVATIVE
+
+    def query_async(self, adql: str, *, maxrec: int = DEFAULT_MAXREC, upload: Upload | None = None) -> Answer:
+        return self.query(adql, maxrec=maxrec, upload=upload)
+
+    def query(self, adql: str, *, maxrec: int = DEFAULT_MAXREC, upload: Upload | None = None) -> Answer:
+        del maxrec, upload
         ids = re.findall(r"LIKE '([^%']*)%'", adql)
         self.asked.append(ids)
         found = [row for row in self.rows if any(str(row["f"]).startswith(one) for one in ids)]
@@ -284,8 +293,14 @@ class ForgetfulArchive:
         self.archive = archive
         self.forgotten = forgotten
 
-    def query(self, adql: str, *, maxrec: int = 20_000) -> Answer:
-        answer = self.archive.query(adql, maxrec=maxrec)
+    def capabilities(self) -> TapCapabilities:
+        return self.archive.capabilities()
+
+    def query_async(self, adql: str, *, maxrec: int = 20_000, upload: Upload | None = None) -> Answer:
+        return self.query(adql, maxrec=maxrec, upload=upload)
+
+    def query(self, adql: str, *, maxrec: int = 20_000, upload: Upload | None = None) -> Answer:
+        answer = self.archive.query(adql, maxrec=maxrec, upload=upload)
         if adql.count("HIPASSJ") < 2:
             return answer
         kept = [row for row in answer.rows if not str(row.get("filename")).startswith(self.forgotten)]
@@ -317,6 +332,7 @@ def test_what_was_known_to_be_empty_is_not_asked_for_alone_again(server: Archive
     asked(server)
     list(batch.looks(NAMES, known=known))
     first = asked(server)
+    batch = BatchLook(config=demo(), archives=archives, clock=SystemClock())
     list(batch.looks(NAMES))
     assert asked(server) == first + len(empty)
 

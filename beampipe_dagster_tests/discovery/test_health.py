@@ -12,7 +12,8 @@ from beampipe_dagster.discovery.archive import AnswerClass
 from beampipe_dagster.discovery.archives import TapArchives
 from beampipe_dagster.discovery.health import WINDOW, adapters_of, dependencies_up, last_good_answers, probe
 from beampipe_dagster.errors import DataError
-from beampipe_dagster.ledger import projects
+from beampipe_dagster.ledger import gates, projects
+from beampipe_dagster.ledger.circuits import Outcome, Rules
 from beampipe_dagster.sandbox.ports import free_port
 from beampipe_dagster_tests.support.ledgers import SURVEY
 from beampipe_dagster_tests.support.platforms import Stage
@@ -93,3 +94,64 @@ def test_rows_that_cannot_be_used_say_nothing_against_the_archive(stage: Stage) 
     stage.discover()
     assert stage.source("A").last_error is not None
     assert up(stage) == {}
+
+
+def known(stage: Stage, survey: str, adapter: str, key: str = "tap.example/tap") -> None:
+    with stage.ledger.begin() as conn:
+        gates.ensure(
+            conn,
+            gates.User(survey, adapter, key),
+            url=f"https://{key}",
+            max_concurrency=4,
+            min_interval_ms=0,
+            now=stage.clock.now(),
+        )
+
+
+def found_out(stage: Stage, outcome: Outcome, key: str = "tap.example/tap") -> None:
+    with stage.ledger.begin() as conn:
+        gates.settle(conn, key, "token", outcome, rules=Rules(failures_to_open=2), now=stage.clock.now())
+
+
+def test_what_requests_found_counts_before_what_looks_found(stage: Stage) -> None:
+    stage.ready("A")
+    known(stage, SURVEY, "casda")
+    assert up(stage) == {"vizier": True}
+    found_out(stage, Outcome.ANSWERED)
+    assert up(stage) == {"casda": True, "vizier": True}
+    stage.clock.advance(1)
+    found_out(stage, Outcome.AWAY)
+    assert up(stage) == {"casda": False, "vizier": True}
+    found_out(stage, Outcome.AWAY)
+    stage.clock.advance(WINDOW.total_seconds() + 1)
+    assert up(stage) == {"casda": False}, "an open circuit is down, however long nobody asked"
+
+
+def test_archives_that_all_have_gates_are_told_without_the_looks(stage: Stage) -> None:
+    known(stage, SURVEY, "casda")
+    known(stage, SURVEY, "vizier", "other.example/tap")
+    found_out(stage, Outcome.ANSWERED)
+    assert up(stage) == {"casda": True}
+
+
+def test_one_name_for_two_archives_is_up_when_both_are(stage: Stage) -> None:
+    known(stage, SURVEY, "casda")
+    known(stage, "another", "casda", "other.example/tap")
+    found_out(stage, Outcome.ANSWERED)
+    assert up(stage)["casda"]
+    found_out(stage, Outcome.AWAY, "other.example/tap")
+    assert not up(stage)["casda"]
+
+
+def test_the_last_good_answer_to_any_request_counts_and_an_open_circuit_is_told(stage: Stage) -> None:
+    known(stage, SURVEY, "casda")
+    found_out(stage, Outcome.ANSWERED)
+    assert good(stage) == {"casda": stage.clock.now()}
+    for _ in range(2):
+        found_out(stage, Outcome.AWAY)
+    with stage.ledger.read() as conn:
+        kept = gates.of_project(conn, SURVEY)
+    casda, vizier = probe(config_of(stage), stage.archives, clock=stage.clock, kept=kept)
+    assert casda.circuit is not None
+    assert "after 2 failures in a row" in casda.circuit
+    assert vizier.circuit is None

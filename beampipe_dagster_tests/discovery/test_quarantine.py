@@ -15,6 +15,7 @@ from beampipe_dagster.errors import (
     LedgerError,
     Retry,
 )
+from beampipe_dagster.execution.revisions import RevisionService
 from beampipe_dagster_tests.support.archives import INCOMPLETE
 from beampipe_dagster_tests.support.ledgers import SURVEY
 from beampipe_dagster_tests.support.platforms import Stage
@@ -102,3 +103,53 @@ def test_a_request_lets_a_quarantined_source_go(stage: Stage) -> None:
     (report,) = stage.discover()
     assert list(report.changed) == ["A"]
     assert stage.source("A").last_error is None
+
+
+def test_a_new_revision_lets_failing_sources_go_since_the_fault_may_have_been_the_surveys(
+    stage: Stage,
+) -> None:
+    stage.register("A")
+    fail(stage, *[BAD_ROWS] * DEFAULT_AFTER)
+    stage.register("B", "C")
+    stage.archives.fail("B", AnswerClass.ERROR)
+    stage.discover()
+    assert stage.source("A").quarantined_at is not None
+    assert stage.source("B").next_attempt_at is not None
+    stage.add_survey(discovery={"batch_size": 7})
+    for name in ("A", "B"):
+        source = stage.source(name)
+        assert (source.quarantined_at, source.next_attempt_at) == (None, None)
+        assert (source.failure_count, source.own_failure_count) == (0, 0)
+    told = stage.events("discovery.released")
+    assert {one.source_identifier for one in told} == {None, "A"}
+    (whole,) = [one for one in told if one.source_identifier is None]
+    assert whole.payload == {"why": "revision 2 is active now", "released": 2, "quarantined": 1}
+    assert sorted(stage.discover()[0].no_datasets) == ["A", "B"]
+
+
+def test_going_back_to_a_revision_lets_failing_sources_go(stage: Stage) -> None:
+    stage.add_survey(discovery={"batch_size": 7})
+    stage.register("A")
+    stage.archives.fail("A", AnswerClass.ERROR)
+    stage.discover()
+    service = RevisionService(ledger=stage.ledger, clock=stage.clock, ids=stage.platform.ids)
+    service.activate(SURVEY, 1, actor="test")
+    assert stage.source("A").failure_count == 0
+
+
+def test_the_same_revision_again_releases_nothing(stage: Stage) -> None:
+    stage.register("A")
+    stage.archives.fail("A", AnswerClass.ERROR)
+    stage.discover()
+    stage.add_survey()
+    assert stage.source("A").failure_count == 1
+    assert stage.events("discovery.released") == []
+
+
+def test_a_new_revision_does_not_hurry_a_source_that_waits_for_a_second_look(stage: Stage) -> None:
+    stage.ready("A")
+    stage.archives.withdraw("A")
+    stage.request("A")
+    waits = stage.source("A").next_attempt_at
+    stage.add_survey(discovery={"batch_size": 7})
+    assert stage.source("A").next_attempt_at == waits

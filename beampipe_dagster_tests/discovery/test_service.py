@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from beampipe_dagster.discovery.archive import AnswerClass
-from beampipe_dagster.discovery.service import FIRST_BACKOFF_SECONDS, BatchReport
+from beampipe_dagster.discovery.service import BatchReport
+from beampipe_dagster.discovery.settle import FIRST_BACKOFF_SECONDS
 from beampipe_dagster.errors import ConflictError
 from beampipe_dagster.ledger import archive, sources
 from beampipe_dagster.ledger.sources import DiscoveryClaim
@@ -118,7 +119,7 @@ def test_datasets_that_come_later_make_the_source_pending(stage: Stage) -> None:
 def test_datasets_that_vanish_take_their_rows_and_the_pending_flag(stage: Stage) -> None:
     stage.ready("A")
     stage.archives.withdraw("A")
-    assert only(stage.request("A")).no_datasets == ["A"]
+    assert only(stage.vanished("A")).no_datasets == ["A"]
     source = stage.source("A")
     assert not source.workflow_run_pending
     assert source.discovery_signature == NO_DATASETS_DIGEST
@@ -131,7 +132,7 @@ def test_a_scheduling_block_that_vanishes_takes_its_row_only(stage: Stage) -> No
     stage.register("A")
     stage.discover()
     stage.archives.withdraw("A", 7)
-    stage.request("A")
+    stage.vanished("A")
     assert list(metadata_of(stage, "A")) == ["8"]
     with stage.ledger.read() as conn:
         newest = archive.changes_of(conn, SURVEY, "A")[0]
@@ -147,7 +148,7 @@ def test_a_signature_that_comes_back_is_a_change_of_its_own(stage: Stage) -> Non
     stage.request("A")
     second = stage.source("A").discovery_signature
     stage.archives.withdraw("A", 8)
-    report = only(stage.request("A"))
+    report = only(stage.vanished("A"))
     assert stage.source("A").discovery_signature == first
     assert stage.source("A").workflow_run_pending
     assert list(report.changed) == ["A"]

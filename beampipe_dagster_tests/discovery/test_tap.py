@@ -12,11 +12,11 @@ import requests
 import stamina
 
 from beampipe_dagster.clock import ManualClock, SystemClock
-from beampipe_dagster.discovery import tap as tap_module
+from beampipe_dagster.discovery import tap_session
 from beampipe_dagster.discovery.archive import AnswerClass, Archive
-from beampipe_dagster.discovery.tap import (
+from beampipe_dagster.discovery.tap import TapArchive
+from beampipe_dagster.discovery.tap_session import (
     MAX_RETRY_AFTER_SECONDS,
-    TapArchive,
     TapSession,
     backoff,
     retry_after,
@@ -208,7 +208,7 @@ def test_a_redirect_that_loses_the_query_says_where_it_went() -> None:
 
 
 def test_a_body_beyond_the_bound_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tap_module, "MAX_BYTES", 1_000)
+    monkeypatch.setattr(tap_session, "MAX_BYTES", 1_000)
     error = failure(Reply(b"x" * 1_000_000))
     assert error.code == "archive_overflow"
     assert error.details["bytes"] < 200_000
@@ -225,7 +225,7 @@ def test_retry_after_is_waited_for() -> None:
 
 def test_waits_grow_and_respect_what_the_service_asks_for() -> None:
     def failed(seconds: float | None, *, transient: bool = True) -> Exception:
-        return tap_module._FailedError(AnswerClass.REFUSED, "x", transient=transient, retry_after=seconds)
+        return tap_session.FailedError(AnswerClass.REFUSED, "x", transient=transient, retry_after=seconds)
 
     assert backoff(failed(None)) is True
     assert backoff(failed(7.0)) == 7.0

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beampipe_dagster.discovery.archive import AnswerClass
+from beampipe_dagster.discovery.cells import cell_text
 from beampipe_dagster.discovery.votable import (
     SHOWN,
     UnreadableError,
-    cell_text,
     error_message,
     excerpt,
     read_result,

@@ -198,7 +198,7 @@ def test_a_signature_that_was_executed_is_not_executed_again(stage: Stage) -> No
     stage.archives.deposit("A", 999)
     stage.request("A")
     stage.archives.withdraw("A", 999)
-    stage.request("A")
+    stage.vanished("A")
     assert stage.source("A").workflow_run_pending
     assert tick(stage).admitted == []
     assert not stage.source("A").workflow_run_pending

@@ -445,7 +445,7 @@ def test_stored_metadata_say_how_many_rows_to_expect(stage: Stage) -> None:
     assert "Expect 2 to 6 rows a source, in the median 3, as 3 sources had; 1 source had none." in datasets()
     stage.archives.withdraw("A")
     stage.archives.deposit("A", 103)
-    stage.request("A")
+    stage.vanished("A")
     assert "Expect 1 to 3 rows a source, in the median 2" in datasets()
     (found,) = [
         one

@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 from beampipe_dagster.config.canonical import canonical_json
 from beampipe_dagster.discovery.archive import DEFAULT_MAXREC
-from beampipe_dagster.discovery.tap import tap_base_url
+from beampipe_dagster.discovery.tap_session import tap_base_url
 from beampipe_dagster.discovery.votable import UnreadableError, read_result
 from beampipe_dagster.errors import ConfigError
 from beampipe_dagster_tests.golden.runner import Case, Deviation

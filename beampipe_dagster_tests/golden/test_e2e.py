@@ -19,7 +19,8 @@ from beampipe_dagster.errors import DataError
 from beampipe_dagster.execution.graph import graph_config_id, parse_graph, prepare_graph
 from beampipe_dagster.execution.manifest import build_manifest, manifest_sha256
 from beampipe_dagster.execution.scope import Dataset, check_manifest
-from beampipe_dagster.signature.payload import sign, without
+from beampipe_dagster.signature.payload import sign
+from beampipe_dagster.signature.rows import without
 from beampipe_dagster_tests.golden.runner import default_directory, with_files
 
 JsonObject = dict[str, JsonValue]

@@ -14,7 +14,7 @@ from beampipe_dagster.ledger.artifacts import Artifact
 from beampipe_dagster.ledger.engine import Ledger
 from beampipe_dagster.ledger.states import ArtifactKind, ControlPhase
 from beampipe_dagster.ledger.tables import execution_artifacts
-from beampipe_dagster_tests.support.ledgers import START, add_execution
+from beampipe_dagster_tests.support.ledgers import START, add_execution, unguarded
 
 DOCUMENT: dict[str, Any] = {"b": [1, 2.5, None, "ü"], "a": {"x": True}}
 
@@ -69,7 +69,7 @@ def test_damaged_bytes_are_found(
 ) -> None:
     kept = put(ledger, execution, ids)
     other = put(ledger, execution, ids, {"other": "document"}, after=1)
-    with ledger.begin() as conn:
+    with unguarded(ledger) as conn:
         columns = execution_artifacts.c
         stolen = sa.select(columns.content).where(columns.id == other.id).scalar_subquery()
         value = stolen if content is None else content

@@ -9,7 +9,7 @@ import pytest
 
 from beampipe_dagster.errors import NotFoundError
 from beampipe_dagster.ids import SequenceIds, UuidIds
-from beampipe_dagster.ledger import registration, sources
+from beampipe_dagster.ledger import pending, registration, sources
 from beampipe_dagster.ledger.engine import Ledger
 from beampipe_dagster.ledger.sources import DiscoveryClaim, NewSource
 from beampipe_dagster_tests.support.ledgers import START, SURVEY, at_once, register
@@ -231,8 +231,8 @@ def test_pending_sources_come_the_longest_waiting_first_and_those_on_hold_last(l
     put(ledger, "off", workflow_run_pending=True, workflow_run_pending_at=START, enabled=False)
     put(ledger, "idle")
     with ledger.begin() as conn:
-        names = [source.source_identifier for source in sources.pending(conn, SURVEY, limit=10)]
-        first = [source.source_identifier for source in sources.pending(conn, SURVEY, limit=1)]
+        names = [source.source_identifier for source in pending.take(conn, SURVEY, limit=10, now=START)]
+        first = [source.source_identifier for source in pending.take(conn, SURVEY, limit=1, now=START)]
     assert names == ["early", "late", "held"]
     assert first == ["early"]
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
@@ -15,11 +16,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from beampipe_dagster.clock import ManualClock
-from beampipe_dagster.ledger import sources
+from beampipe_dagster.ledger import gates, sources
+from beampipe_dagster.ledger.circuits import Outcome, Rules
 from beampipe_dagster.ledger.engine import Ledger
 from beampipe_dagster.observe.metrics import CACHE_SECONDS, LedgerCollector
 from beampipe_dagster.sandbox.ports import free_port
 from beampipe_dagster_tests.support.fake_daliuge import FINISHED
+from beampipe_dagster_tests.support.ledgers import SURVEY
 from beampipe_dagster_tests.support.platforms import Stage
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -52,6 +55,31 @@ def test_an_empty_ledger_has_no_sources_and_is_up(stage: Stage) -> None:
     assert one(samples, "beampipe_up") == 1.0
     assert one(samples, "beampipe_executions_active", status="running") == 0.0
     assert not [name for name, _ in samples if name.startswith("beampipe_sources")]
+
+
+def test_archives_are_told_with_state_latency_and_permits(stage: Stage) -> None:
+    key, now = "tap.example/tap", stage.clock.now()
+    user = gates.User(SURVEY, "casda", key)
+    labels = {"archive": "casda", "key": key}
+    with stage.ledger.begin() as conn:
+        gates.ensure(conn, user, url=f"https://{key}", max_concurrency=4, min_interval_ms=0, now=now)
+    samples = scrape(collector_of(stage))
+    assert one(samples, "beampipe_archive_circuit_open", **labels) == 0.0
+    assert "beampipe_archive_up" not in {name for name, _ in samples}
+    with stage.ledger.begin() as conn:
+        for token in ("a", "b"):
+            limits = {"max_concurrency": 4, "min_interval": timedelta(0), "ttl": timedelta(seconds=60)}
+            gates.take(conn, key, token, holder="h", now=now, **limits)  # type: ignore[arg-type]  # as named
+        gates.settle(conn, key, "a", Outcome.ANSWERED, rules=Rules(), now=now, seconds=0.25)
+    samples = scrape(collector_of(stage))
+    assert one(samples, "beampipe_archive_up", **labels) == 1.0
+    assert one(samples, "beampipe_archive_latency_seconds", **labels) == 0.25
+    assert one(samples, "beampipe_archive_permits_in_use", **labels) == 1.0
+    with stage.ledger.begin() as conn:
+        gates.open_by_hand(conn, key, now=now, until=None, reason="")
+    samples = scrape(collector_of(stage))
+    assert one(samples, "beampipe_archive_up", **labels) == 0.0
+    assert one(samples, "beampipe_archive_circuit_open", **labels) == 1.0
 
 
 def test_pending_sources_are_counted_with_the_age_of_the_oldest(stage: Stage) -> None:

@@ -5,7 +5,7 @@ import sqlalchemy as sa
 
 from beampipe_dagster.backends.daliuge.rest import RestBackend
 from beampipe_dagster.errors import SubmissionUncertainError
-from beampipe_dagster.ledger import executions
+from beampipe_dagster.ledger import executions, observations
 from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.states import Status, SubmissionState
 from beampipe_dagster.ledger.tables import batch_execution_record as record
@@ -234,6 +234,74 @@ def test_a_session_is_removed_only_after_its_process_may_no_longer_deploy(
     assert woken == [False]
     finish(stage, execution)
     assert len(stage.daliuge.ever_started) == 1
+
+
+def test_past_its_deadline_a_submission_without_a_process_counts_as_uncertain_and_is_told_once(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execution = killed(stage, monkeypatch, before="deploy")
+    stage.daliuge.manager.stop()
+    tick(stage, after=61)
+    assert stage.execution(execution).submission_state is SubmissionState.IN_FLIGHT
+    for _ in range(3):
+        tick(stage, after=1800)
+    held = stage.execution(execution)
+    assert (held.status, held.submission_state, held.last_error_code) == (
+        Status.AWAITING_SCHEDULER,
+        SubmissionState.UNCERTAIN,
+        "submission_deadline_passed",
+    )
+    assert len(stage.events("execution.submission_uncertain")) == 1
+    (event,) = stage.events("execution.submission_unresolved")
+    assert "cannot be looked for" in str(event.payload["reason"])
+    assert set(held.escalations or {}) == {"submission_unresolved"}
+    stage.daliuge.manager.start()
+    tick(stage)
+    tick(stage, after=10)
+    assert stage.execution(execution).escalations is None
+    finish(stage, execution)
+    assert len(stage.daliuge.ever_started) == 1
+
+
+def test_a_submission_whose_process_is_alive_is_left_to_it_also_past_its_deadline(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execution = killed(stage, monkeypatch, before="deploy")
+    with stage.ledger.begin() as conn:
+        now = stage.clock.now()
+        assert executions.renew_lease(conn, execution.id, "me", now=now, seconds=10_000)
+    tick(stage, after=3600)
+    now_it_is = stage.execution(execution)
+    assert (now_it_is.submission_state, now_it_is.absent_count) == (SubmissionState.IN_FLIGHT, 0)
+
+
+def test_an_adopted_session_is_nothing_for_an_operator_any_more(stage: Stage) -> None:
+    execution = uncertain(stage, "done_html")
+    stage.daliuge.manager.stop()
+    tick(stage, after=3600)
+    assert stage.execution(execution).escalations is not None
+    stage.daliuge.manager.start()
+    tick(stage, after=3600)
+    tick(stage)
+    now = stage.execution(execution)
+    assert (now.submission_state, now.escalations) == (SubmissionState.SUBMITTED, None)
+
+
+def test_a_session_that_cannot_be_removed_is_not_submitted_again(stage: Stage) -> None:
+    execution = uncertain(stage, "html")
+    tick(stage, after=5)
+    stage.daliuge.plan.on("delete", *[Fault("html")] * 3)
+    for _ in range(3):
+        assert tick(stage, after=3600).resolved == []
+    assert stage.execution(execution).submission_state is SubmissionState.UNCERTAIN
+    assert len(stage.events("execution.submission_unresolved")) == 1
+    with stage.ledger.read() as conn:
+        looks = [
+            one for one in observations.of(conn, execution.id) if one["normalized_state"] == "undeployed"
+        ]
+    assert len(looks) == 2, "what is proven is not proven again at every look"
+    assert tick(stage).resolved == [execution.id]
+    finish(stage, execution)
 
 
 def _outcome(stage: Stage, execution: Execution) -> object:

@@ -11,6 +11,7 @@ from beampipe_dagster.signature.diff import (
     TEXT_LIMIT,
     DatasetRef,
     diff_payloads,
+    lost_datasets,
 )
 from beampipe_dagster.signature.payload import sign
 from beampipe_dagster_tests.signature.test_payload import flag_values, record_lists
@@ -60,9 +61,48 @@ def test_flags_alone_can_be_what_changed() -> None:
     diff = diff_payloads(
         payload(record, flags={"complete": False}), payload(record, flags={"complete": True})
     )
-    (change,) = diff.changed
-    assert change.ref == DatasetRef("1", "discovery_flags")
-    assert change.fields == {"complete": (False, True)}
+    assert diff.counts == {"added": 0, "removed": 0, "changed": 0}
+    assert not diff.empty
+    (change,) = diff.flags
+    assert (change.sbid, change.fields) == ("1", {"complete": (False, True)})
+    assert diff.as_dict()["flags"] == [{"sbid": "1", "fields": {"complete": {"old": False, "new": True}}}]
+
+
+def test_flags_that_come_with_a_scheduling_block_are_not_told_beside_it() -> None:
+    old = payload({"sbid": "1", "dataset_id": "a"}, flags={"complete": True})
+    new = payload(
+        {"sbid": "1", "dataset_id": "a"}, {"sbid": "2", "dataset_id": "b"}, flags={"complete": True}
+    )
+    diff = diff_payloads(old, new)
+    assert (diff.counts["added"], diff.flags_count) == (1, 0)
+
+
+def test_a_dataset_may_be_called_like_the_flags() -> None:
+    record: dict[str, JsonValue] = {"sbid": "1", "dataset_id": "discovery_flags", "n": 1}
+    diff = diff_payloads(payload(record, flags={"a": 1}), payload({**record, "n": 2}, flags={"a": 2}))
+    assert diff.counts["changed"] == diff.flags_count == 1
+
+
+def test_many_changed_flags_are_bounded_and_said_so() -> None:
+    blocks: list[JsonValue] = [{"sbid": str(n), "dataset_id": "a"} for n in range(5)]
+    diff = diff_payloads(payload(*blocks, flags={"a": 1}), payload(*blocks, flags={"a": 2}), limit=2)
+    assert (len(diff.flags), diff.flags_count, diff.truncated) == (2, 5, True)
+
+
+def test_a_dataset_is_lost_when_fewer_of_its_name_are_left() -> None:
+    twice: list[JsonValue] = [{"sbid": "1", "dataset_id": "a", "n": n} for n in (1, 2)]
+    changed: JsonValue = {"sbid": "1", "dataset_id": "a", "n": 3}
+    assert lost_datasets(payload(*twice), payload(changed)) == [DatasetRef("1", "a")]
+    assert lost_datasets(payload(changed), payload(*twice)) == []
+    assert lost_datasets(payload(*twice), {}) == [DatasetRef("1", "a")] * 2
+
+
+@given(old=record_lists, new=record_lists)
+def test_as_many_datasets_are_lost_as_are_counted_as_removed(
+    old: list[JsonValue], new: list[JsonValue]
+) -> None:
+    before, after = payload(*old), payload(*new)
+    assert len(lost_datasets(before, after)) == diff_payloads(before, after).counts["removed"]
 
 
 def test_an_integer_and_the_equal_float_are_a_change() -> None:

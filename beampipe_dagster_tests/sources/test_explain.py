@@ -10,7 +10,7 @@ import pytest
 from beampipe_dagster.clock import rfc3339
 from beampipe_dagster.discovery.archive import AnswerClass
 from beampipe_dagster.errors import DataError, NotFoundError
-from beampipe_dagster.ledger import sources
+from beampipe_dagster.ledger import gates, sources
 from beampipe_dagster.sources.explain import Explanation, explain
 from beampipe_dagster_tests.support.fake_daliuge import FINISHED
 from beampipe_dagster_tests.support.ledgers import SURVEY
@@ -53,6 +53,23 @@ def test_a_new_source_was_never_looked_at(stage: Stage) -> None:
     found = why(stage)
     assert codes(found) == ["discovery_never_ran"]
     assert found.answer.next == "it is looked at at the next discovery tick with room"
+
+
+def test_an_archive_that_is_left_alone_is_the_answer_until_its_time_is_over(stage: Stage) -> None:
+    stage.register("A")
+    now, key = stage.clock.now(), "tap.example/tap"
+    user = gates.User(SURVEY, "casda", key)
+    with stage.ledger.begin() as conn:
+        gates.ensure(conn, user, url=f"https://{key}", max_concurrency=4, min_interval_ms=0, now=now)
+        until = now + timedelta(minutes=5)
+        gates.open_by_hand(conn, key, now=now, until=until, reason="maintenance")
+    found = why(stage)
+    assert found.answer.code == "archive_circuit_open"
+    assert "archive casda: circuit open since 2026-01-01T00:00:00.000Z until" in found.answer.sentence
+    assert found.answer.operator == "ask the archive now: beampipe archive probe casda"
+    assert [one.code for one in found.also] == ["discovery_never_ran"]
+    stage.clock.advance(301)
+    assert why(stage).answer.code == "discovery_never_ran"
 
 
 def test_a_survey_without_automatic_discovery_says_so(stage: Stage) -> None:
@@ -192,6 +209,32 @@ def test_a_failed_execution_is_told_with_its_error(stage: Stage) -> None:
     stage.poll()
     assert stage.execution(execution).status.value == "failed"
     found = why(stage)
-    assert codes(found) == ["execution_failed"]
-    assert found.answer.facts["execution_id"] == execution.id
+    assert codes(found) == ["retry_waiting"]
+    assert rfc3339(stage.clock.now() + timedelta(minutes=15)) in found.answer.sentence
+    assert "ERROR: no" in found.answer.sentence
+    stage.clock.advance(3600)
+    (again,) = stage.admit()
+    again = stage.submit(again)
+    stage.daliuge.fail(stage.session(again), {oid: "ERROR: no"})
+    stage.poll()
+    found = why(stage)
+    assert codes(found) == ["retry_budget_exhausted"]
+    assert "source release -p survey A" in found.answer.operator
+    assert found.answer.facts["execution_id"] == again.id
     assert "new one" in found.answer.next
+
+
+def test_missing_datasets_are_told_with_what_happens_next(stage: Stage) -> None:
+    stage.ready("A")
+    stage.archives.withdraw("A")
+    stage.request("A")
+    since = rfc3339(stage.clock.now())
+    again = rfc3339(stage.clock.now() + timedelta(hours=1))
+    found = why(stage)
+    assert codes(found) == ["datasets_vanishing", "datasets_vanishing"], "it is held, and why"
+    reason = found.also[-1]
+    assert since in reason.sentence
+    assert "(seen once)" in reason.sentence
+    assert again in reason.next
+    assert (reason.facts["since"], reason.facts["next"], reason.facts["looks"]) == (since, again, 1)
+    assert reason.facts["candidate_signature"] == stage.source("A").vanish_signature

@@ -11,6 +11,7 @@ from beampipe_dagster.errors import ConflictError, InputError, NotFoundError
 from beampipe_dagster.ledger import archive, sources
 from beampipe_dagster.ledger.sources import NewSource
 from beampipe_dagster.signature.payload import partition_key
+from beampipe_dagster.sources import registry as registry_module
 from beampipe_dagster.sources.registry import IDENTIFIER
 from beampipe_dagster_tests.support.fake_daliuge import FINISHED
 from beampipe_dagster_tests.support.ledgers import SURVEY, at_once
@@ -212,3 +213,13 @@ def test_a_deletion_and_an_admission_at_once_never_both_get_the_source(stage: St
             assert stage.source(name).enabled
         else:
             assert (deleted, admitted) == ([name], [])
+
+
+def test_a_request_for_very_many_sources_is_told_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_module, "TOLD_ONE_BY_ONE", 2)
+    stage.register("A", "B", "C")
+    for wanted in (["A", "B"], ["A", "B", "C"]):
+        assert stage.platform.registry.mark_for_discovery(SURVEY, wanted, actor="test") == len(wanted)
+    told = [(one.source_identifier, one.payload) for one in stage.events("discovery.requested")]
+    assert sorted(told[:2], key=str) == [("A", {"sources": 2}), ("B", {"sources": 2})]
+    assert told[2:] == [(None, {"sources": 3})]

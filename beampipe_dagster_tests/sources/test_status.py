@@ -23,6 +23,7 @@ from beampipe_dagster.sources.status import (
     executions_of,
     latest_executions,
     stage,
+    vanishing_words,
 )
 from beampipe_dagster_tests.support.ledgers import (
     START,
@@ -37,6 +38,14 @@ NEW, OLD = "a" * 64, "b" * 64
 HELD: dict[str, JsonValue] = {"code": "source_disabled", "message": "the source is disabled", "hint": ""}
 FAILED: dict[str, JsonValue] = {"code": "execution_failed", "message": "execution e failed: no", "hint": ""}
 CLAIMED: dict[str, Any] = {"discovery_claim_token": "t"}
+VANISHING: dict[str, Any] = {
+    "last_checked_at": START,
+    "last_outcome": "vanishing",
+    "vanish_signature": OLD,
+    "vanish_first_at": START,
+    "vanish_count": 2,
+    "next_attempt_at": START,
+}
 ERROR = {"code": "archive_timeout", "message": "no answer"}
 
 
@@ -57,6 +66,8 @@ def one(migrated_sqlite: Path, tmp_path: Path) -> tuple[Source, Execution]:
     [
         ({}, "unchecked", "unchecked"),
         (CLAIMED, "discovering", "discovering"),
+        (VANISHING, "vanishing", "vanishing"),
+        ({**VANISHING, "last_outcome": "error", "last_error": ERROR}, "discovery_failed", "discovery failed"),
         ({"enabled": False}, "disabled", "disabled"),
         ({"last_outcome": "error", "last_error": ERROR}, "discovery_failed", "discovery failed"),
         ({"last_outcome": "timeout"}, "discovery_failed", "discovery failed"),
@@ -172,3 +183,13 @@ def test_the_newest_execution_of_each_source_is_found(
         assert [run.id for run in executions_of(conn, SURVEY, "A", limit=1)] == [made[1].id]
         assert sources.get(conn, SURVEY, "C").id
         assert executions_of(conn, SURVEY, "C") == []
+
+
+def test_what_is_missing_is_told_in_plain_words(one: tuple[Source, Execution]) -> None:
+    source = replace(one[0], **VANISHING)
+    told = vanishing_words(source)
+    assert told is not None
+    assert "since 2026-01-01T00:00:00.000Z (2 looks)" in told
+    assert "asked about again after 2026-01-01T00:00:00.000Z" in told
+    assert describe(source, None).detail == told
+    assert vanishing_words(one[0]) is None

@@ -8,12 +8,22 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from beampipe_dagster.clock import Clock
 from beampipe_dagster.config.canonical import JsonValue
 from beampipe_dagster.config.project import ProjectConfig
-from beampipe_dagster.discovery.archive import DEFAULT_MAXREC, Answer, AnswerClass, Evidence, archive_error
+from beampipe_dagster.discovery.archive import (
+    CONSERVATIVE,
+    DEFAULT_MAXREC,
+    Answer,
+    AnswerClass,
+    Evidence,
+    Mode,
+    TapCapabilities,
+    Upload,
+    archive_error,
+)
 from beampipe_dagster.errors import ConfigError
 
 Row = dict[str, JsonValue]
@@ -44,6 +54,10 @@ class FakeArchives:
         How many queries were about several sources, by archive.
     on_query
         Called with the archive and the source before an answer is given.
+    capabilities
+        What the archives can do; a query with an upload, or a job, needs an archive that can.
+    modes
+        How the queries were sent, in their order.
     """
 
     def __init__(self, *, clock: Clock, rate: float = 0.0, seed: int = 1) -> None:
@@ -51,6 +65,8 @@ class FakeArchives:
         self.queries: Counter[tuple[str, str]] = Counter()
         self.batches: Counter[str] = Counter()
         self.on_query: Callable[[str, str], None] = quiet
+        self.capabilities: TapCapabilities = CONSERVATIVE
+        self.modes: list[Mode] = []
         self._rate = rate
         self._random = random.Random(seed)
         self._rows: dict[tuple[str, str], list[Row]] = {}
@@ -97,7 +113,10 @@ class FakeArchives:
             raise ConfigError(f"no archive {adapter!r}", code="archive_not_configured")
         return FakeArchive(self, adapter)
 
-    def answer(self, adapter: str, adql: str) -> Answer:
+    def answer(self, adapter: str, adql: str, upload: Upload | None = None) -> Answer:
+        if upload is not None:
+            asked = [cell for row in upload.rows for cell in row]
+            return self._answer_many(adapter, adql, list(dict.fromkeys(asked)))
         match = _LITERAL.search(adql)
         assert match is not None, adql
         if (many := _MANY.search(adql)) is not None:
@@ -150,10 +169,38 @@ class FakeArchive:
     archives: FakeArchives
     adapter: str
 
-    def query(self, adql: str, *, maxrec: int = DEFAULT_MAXREC) -> Answer:
-        """A complete answer, or the error that the test wants."""
-        del maxrec
-        return self.archives.answer(self.adapter, adql)
+    def query(self, adql: str, *, maxrec: int = DEFAULT_MAXREC, upload: Upload | None = None) -> Answer:
+        """A complete answer, or the error that the test wants.
+
+        With an upload the rows are those of the sources that its cells name.
+        """
+        return self._answer(adql, maxrec, upload, "sync")
+
+    def query_async(self, adql: str, *, maxrec: int = DEFAULT_MAXREC, upload: Upload | None = None) -> Answer:
+        """As :meth:`query`, where the archive has jobs."""
+        return self._answer(adql, maxrec, upload, "async")
+
+    def capabilities(self) -> TapCapabilities:
+        """What the test set."""
+        return self.archives.capabilities
+
+    def _answer(self, adql: str, maxrec: int, upload: Upload | None, mode: Mode) -> Answer:
+        found = self.archives.capabilities
+        assert upload is None or found.upload, "the archive takes no uploads"
+        assert mode == "sync" or found.async_, "the archive has no jobs"
+        self.archives.modes.append(mode)
+        answer = self.archives.answer(self.adapter, adql, upload)
+        limit = min(maxrec, found.hard_maxrec or maxrec)
+        over = len(answer.rows) >= limit
+        evidence = replace(
+            answer.evidence,
+            mode=mode,
+            answer=AnswerClass.OVERFLOW if over else AnswerClass.COMPLETE,
+            uploaded_rows=None if upload is None else len(upload.rows),
+        )
+        if over:
+            raise archive_error(f"there are {limit} rows or more", evidence)
+        return Answer(answer.rows, evidence)
 
     def availability(self) -> tuple[bool, str]:
         """It is always there."""

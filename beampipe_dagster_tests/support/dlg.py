@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from beampipe_dagster.sandbox.process import ProcessSpec
 
 START_SECONDS = 120.0
 STOP_SECONDS = 4.0
+TEST_PORTS = (15_000, 32_000)
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,21 @@ class DaliugeStack:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on; held together so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Ports that nobody listens on; held together so that they differ.
+
+    They are below those that the system gives to outgoing connections (from 32768 on): one of these could be taken
+    between now and when a service wants it, and DALiuGE's managers hang for ever on a port that is taken.
+    """
+    sockets: list[socket.socket] = []
     try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
+        while len(sockets) < count:
+            one = socket.socket()
+            try:
+                one.bind(("127.0.0.1", random.randrange(*TEST_PORTS)))
+            except OSError:
+                one.close()
+            else:
+                sockets.append(one)
         return [int(one.getsockname()[1]) for one in sockets]
     finally:
         for one in sockets:

@@ -140,6 +140,9 @@ class FakeDaliuge:
     def translator_url(self) -> str:
         return f"http://127.0.0.1:{self.translator.port}"
 
+    def delay(self) -> None:
+        """How long every call takes at least; nothing by default."""
+
     def go(self, session_id: str, *states: int) -> None:
         """The next status answers; the last one stays."""
         self.sessions[session_id].script = list(states)
@@ -210,9 +213,20 @@ class FakeDaliuge:
         session = self.sessions.get(session_id)
         if session is None:
             return {NODE: SUCCESS}
+        return {NODE: self._now(session)}
+
+    def node_sessions(self, node: str, _: bytes) -> object:
+        if node != NODE:
+            raise RefusedError(500, HTML_500)
+        return [
+            {"sessionId": one, "status": self._now(session), "size": len(session.drops)}
+            for one, session in self.sessions.items()
+        ]
+
+    def _now(self, session: FakeSession) -> int:
         if session.script:
             session.state = session.script.pop(0)
-        return {NODE: session.state}
+        return session.state
 
     def graph_status(self, session_id: str, _: bytes) -> object:
         session = self.known(session_id)
@@ -334,6 +348,7 @@ _MANAGER: tuple[Route, ...] = (
     ("GET", re.compile("/api/sessions/([^/]+/)graph/drop/([^/]+)"), "drop"),
     ("DELETE", re.compile(_SESSION), "delete"),
     ("GET", re.compile("/api/nodes()"), "nodes"),
+    ("GET", re.compile("/api/node/([^/]+)/sessions"), "node_sessions"),
     ("GET", re.compile("/api()"), "state"),
 )
 _TRANSLATOR: tuple[Route, ...] = (
@@ -395,6 +410,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def call(self, name: str, argument: str, body: bytes) -> None:
         fake = self.server.fake
+        fake.delay()
         with fake.lock:
             fake.calls.append(name)
             fault = fake.plan.next(name)

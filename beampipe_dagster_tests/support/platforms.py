@@ -190,6 +190,12 @@ class Stage:
         self.platform.registry.mark_for_discovery(SURVEY, list(names), actor="test")
         return self.discover()
 
+    def vanished(self, *names: str) -> list[BatchReport]:
+        """Look twice, far enough apart to believe that datasets are gone; the second look."""
+        self.request(*names)
+        self.clock.advance(3600)
+        return self.request(*names)
+
     def ready(self, *names: str, **deposit: Any) -> None:
         """Register sources, deposit one dataset for each, and discover them."""
         for number, name in enumerate(names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Mapping
 
@@ -11,6 +12,8 @@ from beampipe_dagster.config.canonical import JsonValue, parse_json
 from beampipe_dagster.errors import BackendUnavailableError, BeampipeError, ConfigError
 
 _EXCERPT = 300
+_SHOWN = 120
+_TAGS = re.compile(r"<(?:style|script)\b.*?</(?:style|script)>|<[^>]*>", re.DOTALL | re.IGNORECASE)
 # Raised before one byte of the request was sent.
 _NOT_SENT = (
     httpx.ConnectError,
@@ -36,6 +39,8 @@ class Service:
         Whether certificates are checked, or the context to check them with.
     client
         A client to use instead of an own one; it is not closed here.
+    headers
+        Header fields of every request, for example what lets in; never shown.
 
     Raises
     ------
@@ -51,11 +56,13 @@ class Service:
         connect_seconds: float,
         verify: bool | ssl.SSLContext,
         client: httpx.Client | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.url = _checked(url, name)
         self._connect_seconds = connect_seconds
         self._owned = client is None
+        self._headers = dict(headers or {})
         if self.url.startswith("http:"):
             verify = False  # nothing to check, and loading the certificates takes a while
         # Both services end connections without notice: a kept one may be dead when it is used.
@@ -93,7 +100,7 @@ class Service:
             been done. ``details["sent"]`` tells which.
         """
         timeout = httpx.Timeout(seconds, connect=self._connect_seconds)
-        headers = {"Connection": "close"}
+        headers = {**self._headers, "Connection": "close"}
         try:
             return self._client.request(
                 method, self.url + path, timeout=timeout, headers=headers, json=json, data=form
@@ -110,21 +117,33 @@ class Service:
             ) from error
 
     def nonsense(self, response: httpx.Response) -> BackendUnavailableError:
-        """The error for an answer that this service would not give."""
+        """The error for an answer that this service would not give; it shows how the answer begins."""
         request = response.request
+        said = plain_text(response.text)
+        shown = f": {said[:_SHOWN]}{'...' if len(said) > _SHOWN else ''}" if said else ""
+        refused = response.status_code in {401, 403, 407}
         return BackendUnavailableError(
             f"{request.method} {request.url.path} at {self.url} answered {response.status_code} "
-            f"with something that is no answer of a DALiuGE {self.name}",
-            code="backend_nonsense",
-            hint=f"See that {self.url} is a {self.name} and that no proxy answers for it.",
+            f"with something that is no answer of a DALiuGE {self.name}{shown}",
+            code="backend_not_authorised" if refused else "backend_nonsense",
+            hint=(
+                f"See that BEAMPIPE_DALIUGE_AUTH_HEADER lets in at {self.url}."
+                if refused
+                else f"See that {self.url} is a {self.name} and that no proxy answers for it."
+            ),
             details={
                 "url": self.url,
                 "path": request.url.path,
                 "status": response.status_code,
-                "answer": response.text[:_EXCERPT],
+                "answer": said[:_EXCERPT],
                 "sent": True,
             },
         )
+
+
+def plain_text(answer: str) -> str:
+    """The words of an answer, without the tags of a page, on one line."""
+    return " ".join(_TAGS.sub(" ", answer[:20_000]).split())
 
 
 def json_of(response: httpx.Response) -> tuple[bool, JsonValue]:

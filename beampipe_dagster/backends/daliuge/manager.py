@@ -81,6 +81,8 @@ class IslandManager:
         Whether certificates are checked, or the context to check them with.
     client
         A client to use instead of an own one.
+    headers
+        Header fields of every request; never shown.
 
     Raises
     ------
@@ -104,6 +106,7 @@ class IslandManager:
         write_seconds: float = _WRITE_SECONDS,
         verify: bool | ssl.SSLContext = True,
         client: httpx.Client | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self._service = Service(
             name="island manager",
@@ -111,6 +114,7 @@ class IslandManager:
             connect_seconds=connect_seconds,
             verify=verify,
             client=client,
+            headers=headers,
         )
         self._read_seconds = read_seconds
         self._write_seconds = write_seconds
@@ -212,6 +216,23 @@ class IslandManager:
         """The state of each drop on one node, asked through the island manager."""
         path = _path(session_id, "/graph/status").removeprefix("/api")
         return self._get(f"/api/node/{quote(node, safe='')}{path}")
+
+    def node_sessions(self, node: str) -> dict[str, JsonValue]:
+        """The state of every session on one node, asked through the island manager in one request.
+
+        What takes the manager one call for each session otherwise; a node keeps a session until it is
+        deleted or the node is restarted.
+        """
+        response = self._service.send(
+            "GET", f"/api/node/{quote(node, safe='')}/sessions", seconds=self._read_seconds
+        )
+        listed = self._value(response)
+        if not isinstance(listed, list):
+            raise self._service.nonsense(response)
+        sessions = [one for one in listed if isinstance(one, dict) and isinstance(one.get("sessionId"), str)]
+        if len(sessions) != len(listed):
+            raise self._service.nonsense(response)  # half a list would make the other half lost
+        return {str(one["sessionId"]): one.get("status") for one in sessions}
 
     def graph_size(self, session_id: str) -> int:
         """How many drops the nodes hold; 0 also when they do not know the session."""

@@ -1,51 +1,24 @@
 """The backend over an island manager's REST interface.
 
-Three rules come from how DALiuGE behaves. *Finished* is not success: a session without drops
-finishes at once, and a failing one may say finished before it says failed; so a finished session is
-looked at again and its drops are counted. A session that is deployed with a wrong root runs for
+Two rules come from how DALiuGE behaves. A session that is deployed with a wrong root runs for
 ever; so roots are checked before. A call that fails may have been done; so only a failure that
-proves that nothing was started is called one to repeat.
+proves that nothing was started is called one to repeat. How sessions are looked at is in
+:mod:`~beampipe_dagster.backends.daliuge.looking`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from threading import Event
 from urllib.parse import urlsplit
 
-from beampipe_dagster.backends.base import (
-    FailedDrop,
-    SessionObservation,
-    SessionPresence,
-    SubmissionReceipt,
-)
-from beampipe_dagster.backends.daliuge.manager import (
-    NODE_UNREACHABLE,
-    ROOTS_UNKNOWN,
-    SESSION_ABSENT,
-    IslandManager,
-)
+from beampipe_dagster.backends.base import SessionObservation, SessionPresence, SubmissionReceipt
+from beampipe_dagster.backends.daliuge.looking import SESSION_ID, SessionLooks
+from beampipe_dagster.backends.daliuge.manager import ROOTS_UNKNOWN, SESSION_ABSENT, IslandManager
 from beampipe_dagster.backends.daliuge.physical import Drop, roots
-from beampipe_dagster.backends.daliuge.states import (
-    DaliugeState,
-    DropCounts,
-    DropState,
-    SessionState,
-    absent_nodes,
-    count_drops,
-    error_oids,
-    fault_of,
-    is_absent,
-    known_states,
-    loss_of,
-    overall_state,
-)
+from beampipe_dagster.backends.daliuge.states import DaliugeState, SessionState, is_absent, known_states
 from beampipe_dagster.clock import Clock
-from beampipe_dagster.config.canonical import JsonValue
 from beampipe_dagster.errors import (
     BackendError,
     BackendUnavailableError,
@@ -56,12 +29,8 @@ from beampipe_dagster.errors import (
     SubmissionUncertainError,
 )
 
-_SESSION_ID = re.compile(r"[A-Za-z0-9.-]{1,200}")
-_MAX_FAILED = 10
-_MAX_LOGS_READ = 30
-_NOT_KNOWN = "the manager does not know this session"
 _UNDEPLOYED = frozenset({SessionState.PRISTINE, SessionState.BUILDING})
-_AWAY = frozenset({NODE_UNREACHABLE, "backend_unreachable", "backend_no_answer"})
+_AT_WORK = frozenset({SessionState.DEPLOYING, SessionState.RUNNING})
 
 
 class RestBackend:
@@ -93,8 +62,9 @@ class RestBackend:
         self._manager = manager
         self._verify_ssl = verify_ssl
         self._clock = clock
-        self._concurrency = max(1, node_concurrency)
-        self._settle_seconds = settle_seconds
+        self._looks = SessionLooks(
+            manager=manager, clock=clock, concurrency=node_concurrency, settle_seconds=settle_seconds
+        )
 
     @property
     def url(self) -> str:
@@ -142,27 +112,15 @@ class RestBackend:
             deployed_at=self._clock.now(),
         )
 
-    def observe(self, sessions: Mapping[str, frozenset[str] | None]) -> dict[str, SessionObservation]:
-        """Look at many sessions: once, and once more at those that say *finished*.
-
-        As soon as the manager or a node turns out to be away, the rest are unreachable unasked:
-        every call would take the manager the same 10 s to find that out.
-        """
-        if not sessions:
-            return {}
-        away = Event()
-        first, *rest = sessions
-        # One probe alone: when it finds the manager away, nobody else need wait for that.
-        seen = {first: self._look(first, away)}
-        with ThreadPoolExecutor(max_workers=self._concurrency) as pool:
-            looks = pool.map(lambda one: self._look(one, away), rest)
-            seen.update(zip(rest, looks, strict=True))
-            finished = [one for one in seen if seen[one].state is DaliugeState.FINISHED]
-            if finished:
-                self._clock.sleep(self._settle_seconds)
-                again = pool.map(lambda one: self._confirm(one, sessions[one], away), finished)
-                seen.update(zip(finished, again, strict=True))
-        return seen
+    def observe(
+        self,
+        sessions: Mapping[str, frozenset[str] | None],
+        *,
+        counted: Collection[str] | None = None,
+        seconds: float | None = None,
+    ) -> dict[str, SessionObservation]:
+        """Look at many sessions; see :class:`Backend`."""
+        return self._looks.observe(sessions, counted=counted, seconds=seconds)
 
     def presence(self, session_id: str) -> SessionPresence:
         """Look for a session; see :class:`Backend`."""
@@ -189,10 +147,7 @@ class RestBackend:
                 hint="Cancel it instead; deleting it would leave its processes running.",
             )
         if found is SessionPresence.UNREACHABLE:
-            raise BackendUnavailableError(
-                f"session {session_id} at {self._manager.url} cannot be looked at",
-                hint="See that the island manager and its nodes run.",
-            )
+            raise self._cannot_be_seen(session_id)
         if found is SessionPresence.UNDEPLOYED:
             self._delete(session_id)
 
@@ -206,7 +161,7 @@ class RestBackend:
         try:
             self._manager.cancel(session_id)
         except BackendUnavailableError as error:
-            return self._seen(session_id, DaliugeState.UNREACHABLE, reason=error.message)
+            return self._looks.seen(session_id, DaliugeState.UNREACHABLE, reason=error.message)
         except BackendError as error:
             refusal = error
         seen = self.observe({session_id: None})[session_id]
@@ -225,8 +180,12 @@ class RestBackend:
         found = self.presence(session_id)
         if found is SessionPresence.ABSENT:
             return
-        with suppress(BackendError):
-            self._manager.cancel(session_id)  # an ended session refuses, which is as good
+        if found is SessionPresence.UNREACHABLE:
+            raise self._cannot_be_seen(session_id)
+        if found is SessionPresence.DEPLOYED:
+            with suppress(BackendError):
+                self._manager.cancel(session_id)  # an ended session refuses, which is as good
+            self._check_at_rest(session_id)
         self._delete(session_id)
 
     def nodes(self) -> list[str]:
@@ -307,6 +266,25 @@ class RestBackend:
         with suppress(BeampipeError):
             self.discard(session_id)
 
+    def _check_at_rest(self, session_id: str) -> None:
+        # A session that is deleted while it runs leaves its processes and the node's workers busy.
+        try:
+            states = set(known_states(self._manager.status(session_id)))
+        except BackendError as error:
+            raise self._cannot_be_seen(session_id) from error
+        if states & _AT_WORK and SessionState.FAILED not in states:
+            raise BackendUnavailableError(
+                f"session {session_id} at {self._manager.url} still runs and cannot be cancelled",
+                code="session_still_runs",
+                hint="It is tried again later; if it stays so, look at the node manager.",
+            )
+
+    def _cannot_be_seen(self, session_id: str) -> BackendUnavailableError:
+        return BackendUnavailableError(
+            f"session {session_id} at {self._manager.url} cannot be looked at",
+            hint="See that the island manager and its nodes run.",
+        )
+
     def _delete(self, session_id: str) -> None:
         try:
             self._manager.delete(session_id)
@@ -319,146 +297,18 @@ class RestBackend:
                     details=error.details,
                 ) from error
 
-    # ---------------------------------------------------------------- looking
-
-    def _look(self, session_id: str, away: Event) -> SessionObservation:
-        """First look: the state as the manager says it."""
-        if not _SESSION_ID.fullmatch(session_id):
-            impossible = "no session can have this id"
-            return self._seen(session_id, DaliugeState.NOT_CREATED, reason=impossible)
-        raw, problem = self._status(session_id, away)
-        if problem is not None:
-            return problem
-        state, reason = overall_state(raw), loss_of(raw)
-        if state is DaliugeState.FAILED:
-            return self._failed(session_id, raw, reason)
-        if state is DaliugeState.UNKNOWN:
-            reason = reason or f"the manager's answer means nothing: {str(raw)[:200]}"
-        drops = None
-        if state in {DaliugeState.RUNNING, DaliugeState.CANCELLED}:
-            with suppress(BackendError):
-                drops = count_drops(self._graph(session_id, raw))
-        return self._seen(session_id, state, raw=raw, drops=drops, reason=reason)
-
-    def _confirm(self, session_id: str, expected: frozenset[str] | None, away: Event) -> SessionObservation:
-        """Second look at a session that said finished: is it, and are its drops there."""
-        raw, problem = self._status(session_id, away)
-        if problem is not None:
-            return problem
-        state = overall_state(raw)
-        if state is DaliugeState.FAILED:
-            return self._failed(session_id, raw, "it said finished first")
-        if state is not DaliugeState.FINISHED:
-            return self._seen(session_id, state, raw=raw, reason="it said finished first")
-        try:
-            graph = self._graph(session_id, raw)
-        except BackendError as error:
-            return self._problem(session_id, error, away)
-        drops, loss = count_drops(graph), loss_of(raw)
-        fault = fault_of(graph, expected)
-        if loss and (fault or expected is None):
-            fault = f"{loss}; {fault or 'nobody can say which drops it had there'}"
-        if fault is not None:
-            return self._failed(session_id, raw, fault, graph=graph)
-        reason = None
-        if drops.pending:
-            state = DaliugeState.RUNNING
-            reason = f"it says finished, but {drops.pending} of {drops.total} drops have not ended"
-        return self._seen(session_id, state, raw=raw, drops=drops, reason=reason)
-
-    def _graph(self, session_id: str, raw: JsonValue) -> JsonValue:
-        """The state of each drop, on the nodes that know the session."""
-        if not absent_nodes(raw) or not isinstance(raw, dict):
-            return self._manager.graph_status(session_id)
-        # Asked for all nodes at once, the manager fails over the one that lost the session.
-        merged: dict[str, JsonValue] = {}
-        for node in sorted(set(raw) - set(absent_nodes(raw))):
-            part = self._manager.node_graph_status(node, session_id)
-            merged.update(part if isinstance(part, dict) else {})
-        return merged
-
-    def _status(self, session_id: str, away: Event) -> tuple[JsonValue, SessionObservation | None]:
-        if away.is_set():
-            reason = "not asked: the manager or one of its nodes is away"
-            return None, self._seen(session_id, DaliugeState.UNREACHABLE, reason=reason)
-        try:
-            raw = self._manager.status(session_id)
-        except BackendError as error:
-            return None, self._problem(session_id, error, away)
-        if is_absent(raw):
-            state = DaliugeState.NOT_CREATED
-            return raw, self._seen(session_id, state, raw=raw, reason=_NOT_KNOWN)
-        return raw, None
-
-    def _problem(self, session_id: str, error: BackendError, away: Event) -> SessionObservation:
-        if error.code == SESSION_ABSENT:
-            return self._seen(session_id, DaliugeState.NOT_CREATED, reason=_NOT_KNOWN)
-        if error.code in _AWAY:
-            away.set()
-        return self._seen(session_id, DaliugeState.UNREACHABLE, reason=error.message)
-
-    def _failed(
-        self, session_id: str, raw: JsonValue, reason: str | None, *, graph: JsonValue = None
-    ) -> SessionObservation:
-        """The observation of a failed session, with what its drops have to say."""
-        if graph is None:
-            with suppress(BackendError):
-                graph = self._graph(session_id, raw)
-        drops = count_drops(graph) if graph is not None else None
-        failed = self._failed_drops(session_id, error_oids(graph))
-        if reason is None and drops is not None and drops.error:
-            reason = f"{drops.error} of {drops.total} drops are in error"
-        return self._seen(session_id, DaliugeState.FAILED, raw=raw, drops=drops, failed=failed, reason=reason)
-
-    def _failed_drops(self, session_id: str, oids: Sequence[str]) -> tuple[FailedDrop, ...]:
-        if not oids:
-            return ()
-        names: dict[str, str] = {}
-        with suppress(BackendError):
-            names = self._manager.drop_names(session_id)
-        found = []
-        for oid in oids[:_MAX_LOGS_READ]:
-            log = ""
-            with suppress(BackendError):
-                log = self._manager.drop_log(session_id, oid)
-            name = names.get(oid, oid)
-            found.append(FailedDrop(oid=oid, name=name, state=DropState.ERROR.value, log=log))
-        # A drop that only inherited the error has logged nothing.
-        found.sort(key=lambda drop: not drop.log)
-        return tuple(found[:_MAX_FAILED])
-
     def _cancel_undeployed(self, session_id: str, seen: SessionObservation) -> SessionObservation:
         try:
             self.discard(session_id)
         except (BackendError, ConflictError) as error:
             reason = f"it could not be deleted: {error.message}"
-            return self._seen(session_id, seen.state, raw=seen.raw, reason=reason)
+            return self._looks.seen(session_id, seen.state, raw=seen.raw, reason=reason)
         reason = "it was never deployed; it has been deleted"
-        return self._seen(session_id, DaliugeState.CANCELLED, raw=seen.raw, reason=reason)
-
-    def _seen(
-        self,
-        session_id: str,
-        state: DaliugeState,
-        *,
-        raw: JsonValue = None,
-        drops: DropCounts | None = None,
-        failed: tuple[FailedDrop, ...] = (),
-        reason: str | None = None,
-    ) -> SessionObservation:
-        return SessionObservation(
-            session_id=session_id,
-            state=state,
-            raw=raw,
-            drops=drops,
-            failed_drops=failed,
-            observed_at=self._clock.now(),
-            reason=reason,
-        )
+        return self._looks.seen(session_id, DaliugeState.CANCELLED, raw=seen.raw, reason=reason)
 
 
 def _check_session_id(session_id: str) -> None:
-    if not _SESSION_ID.fullmatch(session_id):
+    if not SESSION_ID.fullmatch(session_id):
         raise InputError(
             f"{session_id!r} cannot be a session id",
             code="invalid_session_id",

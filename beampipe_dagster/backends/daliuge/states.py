@@ -14,6 +14,7 @@ from beampipe_dagster.config.canonical import JsonValue
 from beampipe_dagster.ledger.states import DaliugeState
 
 __all__ = [
+    "ABSENT",
     "AppState",
     "DaliugeState",
     "DropCounts",
@@ -92,7 +93,8 @@ _ACTIVE = (
 )
 # An InMemory drop expires and is deleted once its consumers have had it: a normal end.
 _DONE = frozenset({DropState.COMPLETED, DropState.EXPIRED, DropState.DELETED})
-_ABSENT: JsonValue = {"Status": "Success"}
+ABSENT: JsonValue = {"Status": "Success"}
+"""What a node says about a session that it does not know."""
 _SHOWN = 3
 
 
@@ -138,16 +140,16 @@ def is_absent(raw: JsonValue) -> bool:
 
     A node that does not know a session answers its status with 200 and ``{"Status": "Success"}``.
     """
-    if raw == _ABSENT:
+    if raw == ABSENT:
         return True
-    return isinstance(raw, dict) and bool(raw) and all(v == _ABSENT for v in raw.values())
+    return isinstance(raw, dict) and bool(raw) and all(v == ABSENT for v in raw.values())
 
 
 def absent_nodes(raw: JsonValue) -> list[str]:
     """The nodes of a status answer that do not know the session, sorted."""
     if not isinstance(raw, dict):
         return []
-    return sorted(node for node, value in raw.items() if value == _ABSENT)
+    return sorted(node for node, value in raw.items() if value == ABSENT)
 
 
 def known_states(raw: JsonValue) -> list[SessionState]:

@@ -38,6 +38,8 @@ class Translator:
         Whether certificates are checked, or the context to check them with.
     client
         A client to use instead of an own one.
+    headers
+        Header fields of every request; never shown.
 
     Raises
     ------
@@ -52,8 +54,11 @@ class Translator:
         timeout_seconds: float = 120.0,
         verify: bool | ssl.SSLContext = True,
         client: httpx.Client | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        self._service = Service(name="translator", url=url, connect_seconds=5.0, verify=verify, client=client)
+        self._service = Service(
+            name="translator", url=url, connect_seconds=5.0, verify=verify, client=client, headers=headers
+        )
         self._seconds = timeout_seconds
 
     @property

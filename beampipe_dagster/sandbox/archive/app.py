@@ -1,7 +1,8 @@
 """The sandbox archive as an ASGI application.
 
-``/casda/tap`` and ``/vizier/tap`` are two TAP services over one store, ``/sandbox/...`` holds the switches of
-faults, the deposits and the query log, and ``/`` is a page for people.
+``/casda/tap`` and ``/vizier/tap`` are two TAP services over one store, ``/casda/login``, ``/casda/datalink`` and
+``/casda/data`` stage files, ``/sandbox/...`` holds the switches of faults and of staging, the deposits and the query
+log, and ``/`` is a page for people.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from beampipe_dagster.errors import (
 from beampipe_dagster.ids import Ids, UuidIds
 from beampipe_dagster.sandbox.archive.adql import QueryEngine
 from beampipe_dagster.sandbox.archive.columns import ARCHIVES
+from beampipe_dagster.sandbox.archive.datalink import DatalinkService, StagingScript, Tokens
 from beampipe_dagster.sandbox.archive.faults import FaultSwitches, check_archive
 from beampipe_dagster.sandbox.archive.page import render_page
 from beampipe_dagster.sandbox.archive.service import QueryLog, TapService
+from beampipe_dagster.sandbox.archive.soda import SodaService
 from beampipe_dagster.sandbox.archive.store import ArchiveStore
 
 MAX_JSON_BYTES = 100_000
@@ -67,10 +70,11 @@ def create_app(
     """
     clock, ids = clock or SystemClock(), ids or UuidIds()
     log = QueryLog()
+    engines = {name: QueryEngine(archive=name, attachments=store.attachments(name)) for name in ARCHIVES}
     services = [
         TapService(
             archive=name,
-            engine=QueryEngine(archive=name, attachments=store.attachments(name)),
+            engine=engines[name],
             faults=faults,
             log=log,
             clock=clock,
@@ -88,10 +92,17 @@ def create_app(
         yield
         stop()
 
-    sandbox = _Sandbox(store=store, faults=faults, log=log)
-    mounts = [
-        Mount(f"/{name}", routes=service.routes()) for name, service in zip(ARCHIVES, services, strict=True)
+    script, tokens = StagingScript(), Tokens()
+    links = DatalinkService(engine=engines["casda"], script=script, tokens=tokens)
+    soda = SodaService(script=script, tokens=tokens, clock=clock, ids=ids)
+    sandbox = _Sandbox(store=store, faults=faults, log=log, script=script, links=links, soda=soda)
+    staging = Mount("/casda", routes=[*links.routes(), *soda.routes(), *services[0].routes()])
+    others = [
+        Mount(f"/{name}", routes=service.routes())
+        for name, service in zip(ARCHIVES, services, strict=True)
+        if name != "casda"
     ]
+    mounts = [staging, *others]
     app = Starlette(routes=[*sandbox.routes(), *mounts], lifespan=lifespan)
     app.state.stop = stop
     return app
@@ -100,7 +111,19 @@ def create_app(
 class _Sandbox:
     """The page, the switches, the deposits and the log."""
 
-    def __init__(self, *, store: ArchiveStore, faults: FaultSwitches, log: QueryLog) -> None:
+    def __init__(
+        self,
+        *,
+        store: ArchiveStore,
+        faults: FaultSwitches,
+        log: QueryLog,
+        script: StagingScript,
+        links: DatalinkService,
+        soda: SodaService,
+    ) -> None:
+        self._script = script
+        self._links = links
+        self._soda = soda
         self._store = store
         self._faults = faults
         self._log = log
@@ -116,6 +139,8 @@ class _Sandbox:
             Route("/sandbox/deposits", _guarded(self._deposit), methods=["POST"]),
             Route("/sandbox/log", _guarded(self._get_log), methods=["GET"]),
             Route("/sandbox/log", _guarded(self._clear_log), methods=["DELETE"]),
+            Route("/sandbox/staging", _guarded(self._get_staging), methods=["GET"]),
+            Route("/sandbox/staging", _guarded(self._set_staging), methods=["PUT"]),
         ]
 
     async def _page(self, request: Request) -> Response:
@@ -167,6 +192,14 @@ class _Sandbox:
     async def _get_log(self, request: Request) -> Response:
         archive = request.query_params.get("archive")
         return JSONResponse(self._log.as_dict(check_archive(archive) if archive else None))
+
+    async def _get_staging(self, _request: Request) -> Response:
+        logins = {"logins": self._links.logins, "refused_logins": self._links.refused}
+        return JSONResponse({**self._soda.as_dict(), **logins})
+
+    async def _set_staging(self, request: Request) -> Response:
+        self._script.update(await _json(request))
+        return await self._get_staging(request)
 
     async def _clear_log(self, _request: Request) -> Response:
         self._log.clear()

@@ -6,19 +6,21 @@ own table; ``"VIII/73/hicat"`` is VizieR's spelling of the HIPASS catalogue.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-Datatype = Literal["char", "unicodeChar", "int", "long", "float", "double", "boolean"]
+Datatype = Literal["char", "unicodeChar", "short", "int", "long", "float", "double", "boolean"]
 Archive = Literal["casda", "vizier"]
 Cell = str | int | float | bytes | None
 Row = tuple[Cell, ...]
 
 ARCHIVES: tuple[Archive, ...] = ("casda", "vizier")
 
+_RESERVED = frozenset({"size"})
 _STORAGE: dict[Datatype, str] = {
     "char": "TEXT",
     "unicodeChar": "TEXT",
+    "short": "INTEGER",
     "int": "INTEGER",
     "long": "INTEGER",
     "boolean": "INTEGER",
@@ -38,6 +40,13 @@ class Column:
     description: str = ""
     indexed: bool = False
     std: bool = False
+    utype: str = ""
+    xtype: str = ""
+
+    @property
+    def adql_name(self) -> str:
+        """The name as a query spells it: in quotes where ADQL has reserved the word."""
+        return f'"{self.name}"' if self.name in _RESERVED else self.name
 
     @property
     def arraysize(self) -> str | None:
@@ -101,14 +110,71 @@ def _columns(text: str) -> tuple[Column, ...]:
     return tuple(out)
 
 
+# Table 5 of ObsCore 1.1, below the prefix obscore:.
+_OBSCORE_UTYPES = dict(
+    line.split()
+    for line in """
+dataproduct_type ObsDataset.dataProductType
+calib_level ObsDataset.calibLevel
+obs_collection DataID.Collection
+obs_id DataID.observationID
+obs_publisher_did Curation.PublisherDID
+access_url Access.Reference
+access_format Access.Format
+access_estsize Access.Size
+target_name Target.Name
+s_ra Char.SpatialAxis.Coverage.Location.Coord.Position2D.Value2.C1
+s_dec Char.SpatialAxis.Coverage.Location.Coord.Position2D.Value2.C2
+s_fov Char.SpatialAxis.Coverage.Bounds.Extent.diameter
+s_region Char.SpatialAxis.Coverage.Support.Area
+s_resolution Char.SpatialAxis.Resolution.Refval.value
+t_min Char.TimeAxis.Coverage.Bounds.Limits.StartTime
+t_max Char.TimeAxis.Coverage.Bounds.Limits.StopTime
+t_exptime Char.TimeAxis.Coverage.Support.Extent
+t_resolution Char.TimeAxis.Resolution.Refval.value
+em_min Char.SpectralAxis.Coverage.Bounds.Limits.LoLimit
+em_max Char.SpectralAxis.Coverage.Bounds.Limits.HiLimit
+em_res_power Char.SpectralAxis.Resolution.ResolPower.refVal
+o_ucd Char.ObservableAxis.ucd
+pol_states Char.PolarizationAxis.stateList
+facility_name Provenance.ObsConfig.facility.name
+instrument_name Provenance.ObsConfig.instrument.name
+s_xel1 Char.SpatialAxis.numBins1
+s_xel2 Char.SpatialAxis.numBins2
+t_xel Char.TimeAxis.numBins
+em_xel Char.SpectralAxis.numBins
+pol_xel Char.PolarizationAxis.numBins
+dataproduct_subtype ObsDataset.dataProductSubtype
+obs_release_date Curation.releaseDate
+s_ucd Char.SpatialAxis.ucd
+s_unit Char.SpatialAxis.unit
+s_resolution_min Char.SpatialAxis.Resolution.Bounds.Limits.LoLimit
+s_resolution_max Char.SpatialAxis.Resolution.Bounds.Limits.HiLimit
+em_ucd Char.SpectralAxis.ucd
+em_unit Char.SpectralAxis.unit
+em_resolution Char.SpectralAxis.Resolution.refval.value
+""".strip().splitlines()
+)
+
+
+def _with_utypes(columns: tuple[Column, ...]) -> tuple[Column, ...]:
+    return tuple(
+        replace(column, utype=f"obscore:{_OBSCORE_UTYPES[column.name]}")
+        if column.name in _OBSCORE_UTYPES
+        else column
+        for column in columns
+    )
+
+
 OBSCORE = Table(
     "ivoa",
     "obscore",
     "ivoa.obscore",
     "casda",
     "Observations: ObsCore 1.1 with file names and quality",
-    _columns("""
-dataproduct_type= | char | | meta.id | Kind of data product
+    _with_utypes(
+        _columns("""
+dataproduct_type= | char | | meta.code.class | Kind of data product
 calib_level= | int | | meta.code;obs.calib | Calibration level, 0 to 4
 obs_collection= | char | | meta.id | Name of the data collection
 obs_id= | char | | meta.id | Identifier of the observation: ASKAP-<scheduling block>
@@ -120,7 +186,7 @@ target_name= | char | | meta.id;src | Name of the observed field
 s_ra= | double | deg | pos.eq.ra | Central right ascension, ICRS
 s_dec= | double | deg | pos.eq.dec | Central declination, ICRS
 s_fov= | double | deg | phys.angSize;instr.fov | Diameter of the covered region
-s_region= | char | | phys.outline;obs.field | Covered region as an STC-S string
+s_region= | char | | pos.outline;obs.field | Covered region as an STC-S string
 s_resolution= | double | arcsec | pos.angResolution | Angular resolution
 s_xel1= | long | | meta.number | Elements along the first spatial axis
 s_xel2= | long | | meta.number | Elements along the second spatial axis
@@ -138,7 +204,7 @@ pol_states= | char | | meta.code;phys.polarization | Polarisation states
 pol_xel= | long | | meta.number | Elements along the polarisation axis
 facility_name= | char | | meta.id;instr.tel | Telescope
 instrument_name= | char | | meta.id;instr | Instrument
-dataproduct_subtype | char | | meta.id | Finer kind of data product
+dataproduct_subtype | char | | meta.code.class | Finer kind of data product
 em_ucd | char | | meta.ucd | UCD of the spectral axis
 em_unit | char | | meta.unit | Unit of the spectral axis
 em_resolution | double | m | spect.resolution;stat.mean | Spectral resolution
@@ -151,7 +217,8 @@ quality_level | char | | meta.code.qual | What the quality check said
 thumbnail_id | long | | meta.id | Identifier of a preview image
 filename+ | char | | meta.id;meta.file | Name of the file
 filesize | long | byte | phys.size;meta.file | Size of the file
-"""),
+""")
+    ),
 )
 
 EVALUATION_FILE = Table(
@@ -262,6 +329,33 @@ target_column= | char | | | Column referred to
 """,
     ),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignKey:
+    """A column of one table that refers to one of another, in ``tap_schema`` itself."""
+
+    key_id: str
+    from_table: str
+    from_column: str
+    target_table: str
+    target_column: str
+
+
+FOREIGN_KEYS: tuple[ForeignKey, ...] = tuple(
+    ForeignKey(str(number), f"tap_schema.{source}", column, f"tap_schema.{target}", target_column)
+    for number, (source, column, target, target_column) in enumerate(
+        [
+            ("tables", "schema_name", "schemas", "schema_name"),
+            ("columns", "table_name", "tables", "table_name"),
+            ("keys", "from_table", "tables", "table_name"),
+            ("keys", "target_table", "tables", "table_name"),
+            ("key_columns", "key_id", "keys", "key_id"),
+        ],
+        1,
+    )
+)
+"""The keys that TAP 1.1 (section 4) gives ``tap_schema``."""
 
 
 def tables_of(archive: Archive) -> tuple[Table, ...]:

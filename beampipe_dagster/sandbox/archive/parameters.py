@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.parser import BytesParser
 from email.policy import HTTP
@@ -28,12 +28,14 @@ DEFAULT_MAXREC = 20_000
 HARD_MAXREC = 200_000
 MAX_UPLOAD_ROWS = 50_000
 
+_BOUNDARY = re.compile(r';\s*boundary=(?:"([^"]{1,200})"|([^\s;"]{1,200}))', re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _LANGUAGES = {"ADQL", "ADQL-2.0", "ADQL-2.1"}
+Fetch = Callable[[str], bytes | None]
 _DATATYPES: dict[str, Datatype] = {
     "boolean": "boolean",
     "unsignedByte": "int",
-    "short": "int",
+    "short": "short",
     "int": "int",
     "long": "long",
     "float": "float",
@@ -94,23 +96,43 @@ def read_parameters(query_string: str, content_type: str, body: bytes) -> Parame
             code="invalid_request",
             hint="Send a form (application/x-www-form-urlencoded) or multipart/form-data.",
         )
-    head = f"Content-Type: {content_type}\r\n\r\n".encode("latin-1", errors="replace")
-    message = BytesParser(policy=HTTP).parsebytes(head + body)
     files: dict[str, bytes] = {}
-    for part in message.iter_parts():
-        name = part.get_param("name", header="content-disposition")
-        content = part.get_payload(decode=True)
-        if not isinstance(name, str) or not isinstance(content, bytes):
-            continue
-        if part.get_filename() is not None:
+    for name, is_file, content in _parts(content_type, body):
+        if is_file:
             files[name] = content
         else:
             pairs.append((name, content.decode("utf-8", errors="replace")))
     return Parameters(tuple(pairs), files)
 
 
-def read_query(parameters: Parameters) -> TapQuery:
+def _parts(content_type: str, body: bytes) -> Iterable[tuple[str, bool, bytes]]:
+    """Name, whether it is a file, and content of each part of a multipart body (RFC 2046, section 5.1).
+
+    Cut here, since the standard library takes angle brackets off a boundary, and STILTS sends some.
+    """
+    found = _BOUNDARY.search(content_type)
+    if found is None:
+        raise _invalid("a multipart body without a boundary", "Say the boundary in the Content-Type.")
+    delimiter = b"\r\n--" + (found[1] or found[2]).encode("latin-1", errors="replace")
+    for piece in (b"\r\n" + body).split(delimiter)[1:]:
+        if piece.startswith(b"--"):
+            return
+        head, _, content = piece.partition(b"\r\n")[2].partition(b"\r\n\r\n")
+        part = BytesParser(policy=HTTP).parsebytes(head + b"\r\n\r\n", headersonly=True)
+        name = part.get_param("name", header="content-disposition")
+        if isinstance(name, str):
+            yield name, part.get_filename() is not None, content
+
+
+def read_query(parameters: Parameters, fetch: Fetch | None = None) -> TapQuery:
     """Check a request's parameters (TAP 1.1, section 2.7) and read its uploads.
+
+    Parameters
+    ----------
+    parameters
+        The request's.
+    fetch
+        Gives the table at a URL, or ``None`` for one from which no table is taken.
 
     Raises
     ------
@@ -127,7 +149,7 @@ def read_query(parameters: Parameters) -> TapQuery:
     if not adql:
         raise _invalid("QUERY is missing", "Send the ADQL in QUERY.")
     form = parse_format(parameters.get("RESPONSEFORMAT") or parameters.get("FORMAT"))
-    uploads = tuple(_uploads(parameters))
+    uploads = tuple(_uploads(parameters, fetch))
     return TapQuery(adql, _maxrec(parameters.get("MAXREC")), form, uploads)
 
 
@@ -139,7 +161,7 @@ def _maxrec(text: str | None) -> int:
     return min(int(text), HARD_MAXREC)
 
 
-def _uploads(parameters: Parameters) -> Iterable[Upload]:
+def _uploads(parameters: Parameters, fetch: Fetch | None) -> Iterable[Upload]:
     seen: set[str] = set()
     for value in parameters.all("UPLOAD"):
         for item in filter(None, value.split(";")):
@@ -147,12 +169,21 @@ def _uploads(parameters: Parameters) -> Iterable[Upload]:
             if not _NAME.fullmatch(name) or name.lower() in seen:
                 raise _bad_upload(name, "the name must be new, of letters, digits and _")
             seen.add(name.lower())
-            if not uri.startswith("param:"):
-                raise _bad_upload(name, "only inline tables (param:<part>) are taken")
-            body = parameters.files.get(uri.removeprefix("param:"))
-            if body is None:
-                raise _bad_upload(name, f"the request has no part {uri.removeprefix('param:')[:60]!r}")
-            yield _read_upload(name, body)
+            yield _read_upload(name, _upload_body(name, uri, parameters, fetch))
+
+
+def _upload_body(name: str, uri: str, parameters: Parameters, fetch: Fetch | None) -> bytes:
+    if uri.startswith("param:"):
+        body = parameters.files.get(uri.removeprefix("param:"))
+        if body is None:
+            raise _bad_upload(name, f"the request has no part {uri.removeprefix('param:')[:60]!r}")
+        return body
+    body = fetch(uri) if fetch is not None else None
+    if body is None:
+        raise _bad_upload(
+            name, "only inline tables (param:<part>) and results of this archive's own jobs are taken"
+        )
+    return body
 
 
 def _read_upload(name: str, body: bytes) -> Upload:
@@ -171,7 +202,8 @@ def _read_upload(name: str, body: bytes) -> Upload:
             raise _bad_upload(name, f"column {each.name!r} has a type that is not supported")
         if not _NAME.fullmatch(each.name):
             raise _bad_upload(name, f"{str(each.name)[:60]!r} is not a column name")
-        columns.append(Column(each.name, datatype, str(each.unit or ""), each.ucd or ""))
+        unit, ucd, xtype = (str(text or "") for text in (each.unit, each.ucd, each.xtype))
+        columns.append(Column(each.name, datatype, unit, ucd, xtype=xtype))
     if len({column.name.lower() for column in columns}) < max(1, len(columns)):
         raise _bad_upload(name, "it needs columns of different names")
     if len(table.array) > MAX_UPLOAD_ROWS:

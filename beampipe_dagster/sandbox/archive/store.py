@@ -10,6 +10,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from beampipe_dagster.clock import Clock, SystemClock, rfc3339
 from beampipe_dagster.errors import ArchiveError, ConfigError
 from beampipe_dagster.sandbox.archive.columns import (
     ARCHIVES,
+    FOREIGN_KEYS,
     HICAT,
     TABLES,
     TAP_SCHEMA,
@@ -172,6 +174,8 @@ class ArchiveStore:
         db.execute("CREATE TABLE IF NOT EXISTS sandbox_meta (key TEXT PRIMARY KEY, value TEXT) STRICT")
         version = _meta(db, "schema")
         if version == SCHEMA_VERSION:
+            # What is said of the tables is the program's, and may be better than when they were made.
+            self._describe(db)
             return
         if version is not None:
             raise ConfigError(
@@ -183,9 +187,12 @@ class ArchiveStore:
         for table in TABLES:
             for statement in table.ddl():
                 db.execute(statement)
+        self._describe(db)
+        db.execute("INSERT INTO sandbox_meta VALUES ('schema', ?)", (SCHEMA_VERSION,))
+
+    def _describe(self, db: sqlite3.Connection) -> None:
         for archive in ARCHIVES:
             _fill_tap_schema(db, archive)
-        db.execute("INSERT INTO sandbox_meta VALUES ('schema', ?)", (SCHEMA_VERSION,))
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -288,6 +295,7 @@ def _fill_tap_schema(db: sqlite3.Connection, archive: Archive) -> None:
     for table in own.values():
         for statement in table.ddl():
             db.execute(statement)
+        db.execute(f"DELETE FROM {table.sql_name}")  # noqa: S608  # our own names
     published = tables_of(archive)
     schemas = list(dict.fromkeys(table.schema for table in published))
     insert(
@@ -312,7 +320,8 @@ def _fill_tap_schema(db: sqlite3.Connection, archive: Archive) -> None:
     rows = [
         {
             "table_name": table.adql_name,
-            "column_name": '"size"' if column.name == "size" else column.name,
+            "column_name": column.adql_name,
+            "utype": column.utype or None,
             "ucd": column.ucd or None,
             "unit": column.unit or None,
             "description": column.description,
@@ -327,3 +336,5 @@ def _fill_tap_schema(db: sqlite3.Connection, archive: Archive) -> None:
         for i, column in enumerate(table.columns)
     ]
     insert(db, own["columns"], rows)
+    for name in ("keys", "key_columns"):
+        insert(db, own[name], [asdict(key) for key in FOREIGN_KEYS])

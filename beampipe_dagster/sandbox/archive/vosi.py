@@ -7,7 +7,7 @@ from datetime import datetime
 from xml.sax.saxutils import escape, quoteattr
 
 from beampipe_dagster.clock import rfc3339
-from beampipe_dagster.sandbox.archive.columns import Table
+from beampipe_dagster.sandbox.archive.columns import FOREIGN_KEYS, Table
 from beampipe_dagster.sandbox.archive.parameters import DEFAULT_MAXREC, HARD_MAXREC, MAX_UPLOAD_ROWS
 from beampipe_dagster.sandbox.archive.uws import MAX_DURATION_S
 
@@ -42,6 +42,7 @@ def capabilities(tap_url: str, sync_seconds: float) -> bytes:
         "</outputFormat>"
         "<outputFormat><mime>text/csv;header=present</mime><alias>csv</alias></outputFormat>"
         '<uploadMethod ivo-id="ivo://ivoa.net/std/TAPRegExt#upload-inline"/>'
+        '<uploadMethod ivo-id="ivo://ivoa.net/std/TAPRegExt#upload-http"/>'
         "<executionDuration>"
         f"<default>{sync_seconds:.0f}</default><hard>{MAX_DURATION_S}</hard></executionDuration>"
         f'<outputLimit><default unit="row">{DEFAULT_MAXREC}</default>'
@@ -87,12 +88,23 @@ def tableset(tables: Sequence[Table]) -> bytes:
     ).encode()
 
 
+def _keys(table: Table) -> str:
+    return "".join(
+        f"<foreignKey><targetTable>{escape(key.target_table)}</targetTable><fkColumn>"
+        f"<fromColumn>{escape(key.from_column)}</fromColumn>"
+        f"<targetColumn>{escape(key.target_column)}</targetColumn></fkColumn></foreignKey>"
+        for key in FOREIGN_KEYS
+        if key.from_table == table.adql_name
+    )
+
+
 def _table(table: Table) -> str:
     columns = "".join(
         f'<column std="{str(column.std).lower()}">'
-        f"<name>{escape(column.name)}</name><description>{escape(column.description)}</description>"
+        f"<name>{escape(column.adql_name)}</name><description>{escape(column.description)}</description>"
         + (f"<unit>{escape(column.unit)}</unit>" if column.unit else "")
         + (f"<ucd>{escape(column.ucd)}</ucd>" if column.ucd else "")
+        + (f"<utype>{escape(column.utype)}</utype>" if column.utype else "")
         + '<dataType xsi:type="vs:VOTableType"'
         + (f" arraysize={quoteattr(column.arraysize)}" if column.arraysize else "")
         + f">{column.datatype}</dataType>"
@@ -102,5 +114,5 @@ def _table(table: Table) -> str:
     )
     return (
         f'<table type="table"><name>{escape(table.adql_name)}</name>'
-        f"<description>{escape(table.description)}</description>{columns}</table>"
+        f"<description>{escape(table.description)}</description>{columns}{_keys(table)}</table>"
     )

@@ -46,8 +46,9 @@ _HEAD = (
     '<RESOURCE type="results">'
 )
 _TAIL = "</RESOURCE></VOTABLE>\n"
-_NULL_LITERAL = {"int": -2_147_483_648, "long": -9_223_372_036_854_775_808}
+_NULL_LITERAL = {"short": -32_768, "int": -2_147_483_648, "long": -9_223_372_036_854_775_808}
 _NUMBER: dict[str, tuple[str, int | float]] = {
+    "short": (">h", 0),
     "int": (">i", 0),
     "long": (">q", 0),
     "float": (">f", float("nan")),
@@ -107,6 +108,8 @@ def _field(column: Column, number: int) -> str:
         "arraysize": column.arraysize or "",
         "unit": column.unit,
         "ucd": column.ucd,
+        "utype": column.utype,
+        "xtype": column.xtype,
     }
     text = "".join(f" {key}={_attribute(value)}" for key, value in attributes.items() if value)
     inside = ""
@@ -143,6 +146,7 @@ def _int_cell(value: Cell) -> str:
 
 
 _CELLS: dict[str, Callable[[Cell], str]] = {
+    "short": _int_cell,
     "int": _int_cell,
     "long": _int_cell,
     "float": _float_cell,

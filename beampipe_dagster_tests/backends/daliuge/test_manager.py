@@ -5,7 +5,10 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from beampipe_dagster.backends.daliuge._http import plain_text
 from beampipe_dagster.backends.daliuge.manager import IslandManager, manager_url
 from beampipe_dagster.errors import (
     BackendError,
@@ -196,3 +199,44 @@ def test_a_url_is_made_from_host_and_port() -> None:
     assert manager_url("dim", 8001) == "http://dim:8001"
     assert manager_url("dim", 80) == "http://dim"
     assert manager_url("dim", 443, https=True) == "https://dim:443"
+
+
+def test_a_node_lists_its_sessions_with_their_states(manager: IslandManager) -> None:
+    manager.create("s-1")
+    manager.create("s-2")
+    manager.append("s-2", [DROP])
+    assert manager.node_sessions(NODE) == {"s-1": 0, "s-2": 1}
+    with pytest.raises(BackendUnavailableError):
+        manager.node_sessions("127.0.0.1:1:2:3")
+
+
+@pytest.mark.parametrize(
+    "body", [{}, [1], [{"status": 3}], [{"sessionId": "a", "status": 3}, {"sessionId": 4}]]
+)
+def test_half_a_listing_is_no_listing(body: object) -> None:
+    with pytest.raises(BackendUnavailableError) as caught:
+        answering(200, body).node_sessions(NODE)
+    assert caught.value.code == "backend_nonsense"
+
+
+def test_an_error_page_is_told_by_its_words_and_no_more_than_its_beginning() -> None:
+    page = f"<html><head><style>p {{}}</style></head><body><h1>502</h1>\n<p>{'no upstream ' * 5000}</p></body></html>"
+    with pytest.raises(BackendUnavailableError) as caught:
+        answering(502, page).nodes()
+    assert "DALiuGE island manager: 502 no upstream no upstream" in caught.value.message
+    assert "<" not in caught.value.message
+    assert len(caught.value.message) < 300
+    assert len(caught.value.details["answer"]) <= 300
+
+
+@pytest.mark.parametrize("status", [401, 403, 407])
+def test_a_proxy_that_lets_nobody_in_is_named_as_such(status: int) -> None:
+    with pytest.raises(BackendUnavailableError) as caught:
+        answering(status, "<h1>Sign in</h1>").nodes()
+    assert caught.value.code == "backend_not_authorised"
+    assert "BEAMPIPE_DALIUGE_AUTH_HEADER" in caught.value.hint
+
+
+@given(st.text())
+def test_the_words_of_any_answer_are_one_line(text: str) -> None:
+    assert plain_text(text) == " ".join(plain_text(text).split())

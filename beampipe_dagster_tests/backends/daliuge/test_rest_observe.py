@@ -192,15 +192,97 @@ def test_one_failed_node_fails_the_session_while_others_run(fake: FakeDaliuge, b
 def test_a_manager_that_is_down_is_asked_once_for_all_sessions(
     fake: FakeDaliuge, backend: RestBackend
 ) -> None:
-    fake.plan.on("status", Fault("node_down"))
+    fake.plan.on("nodes", Fault("cut"))
     sessions = dict.fromkeys([f"s-{number}" for number in range(50)])
     seen = backend.observe(sessions)
-    assert fake.calls == ["status"]
+    assert fake.calls == ["nodes"]
     assert set(seen) == set(sessions)
     assert {one.state for one in seen.values()} == {DaliugeState.UNREACHABLE}
     fake.manager.stop()
     assert backend.observe({SID: None})[SID].state is DaliugeState.UNREACHABLE
     assert backend.presence(SID) is SessionPresence.UNREACHABLE
+
+
+def test_a_node_that_is_down_is_found_out_once_for_all_sessions(
+    fake: FakeDaliuge, backend: RestBackend
+) -> None:
+    """The manager's listing of a node that is away is an error page, which may mean other things too."""
+    fake.plan.on("node_sessions", Fault("html"))
+    fake.plan.on("status", Fault("node_down"))
+    seen = backend.observe(dict.fromkeys([f"s-{number}" for number in range(50)]))
+    assert fake.calls == ["nodes", "node_sessions", "status"]
+    assert {one.state for one in seen.values()} == {DaliugeState.UNREACHABLE}
+
+
+def test_a_listing_that_fails_is_done_without(fake: FakeDaliuge, backend: RestBackend) -> None:
+    names = [f"s-{number}" for number in range(4)]
+    for name in names:
+        start(backend, name)
+    for fault in (
+        Fault("html"),
+        Fault("answer", status=404, body="<html>Not found</html>"),
+        Fault("answer", status=200, body='[{"sessionId": "s-1", "status": 3}, {"status": 3}]'),
+        Fault("answer", status=200, body='{"s-1": 3}'),
+    ):
+        fake.plan.on("node_sessions", fault)
+        seen = backend.observe(dict.fromkeys(names))
+        assert {one.state for one in seen.values()} == {DaliugeState.RUNNING}, fault
+
+
+def test_many_running_sessions_take_two_requests_and_one_for_each_that_is_counted(
+    fake: FakeDaliuge, backend: RestBackend
+) -> None:
+    names = [f"s-{number}" for number in range(30)]
+    for name in names:
+        start(backend, name)
+    fake.calls.clear()
+    seen = backend.observe(dict.fromkeys(names), counted={"s-3", "s-4"})
+    assert sorted(fake.calls) == ["graph_status", "graph_status", "node_sessions", "nodes"]
+    assert {name for name, one in seen.items() if one.drops is not None} == {"s-3", "s-4"}
+    assert {one.state for one in seen.values()} == {DaliugeState.RUNNING}
+
+
+def test_a_session_that_is_in_no_listing_is_unknown_to_the_manager(backend: RestBackend) -> None:
+    names = [f"s-{number}" for number in range(4)]
+    for name in names[1:]:
+        start(backend, name)
+    seen = backend.observe(dict.fromkeys([*names, "not a session"]))
+    assert [seen[name].state for name in names] == [
+        DaliugeState.NOT_CREATED,
+        *[DaliugeState.RUNNING] * 3,
+    ]
+    assert seen["s-0"].raw == {NODE: {"Status": "Success"}}
+    assert seen["not a session"].reason == "no session can have this id"
+
+
+def test_what_there_is_no_time_for_is_left_out(
+    fake: FakeDaliuge, backend: RestBackend, clock: ManualClock
+) -> None:
+    names = [f"s-{number}" for number in range(4)]
+    for name in names:
+        start(backend, name)
+    fake.go("s-0", FINISHED)
+    assert backend.observe(dict.fromkeys(names), seconds=0.0) == {}
+    seen = backend.observe(dict.fromkeys(names), seconds=0.5)
+    assert set(seen) == {"s-1", "s-2", "s-3"}, "the second look would come too late"
+    assert clock.monotonic() == 1.0
+
+
+def test_the_drops_of_a_session_are_asked_for_only_when_it_finished(
+    fake: FakeDaliuge, backend: RestBackend
+) -> None:
+    asked: list[str] = []
+
+    class Lazy(dict[str, frozenset[str] | None]):
+        def __getitem__(self, name: str) -> frozenset[str] | None:
+            asked.append(name)
+            return super().__getitem__(name)
+
+    names = [f"s-{number}" for number in range(3)]
+    wanted = Lazy({name: oids(start(backend, name)) for name in names})
+    fake.go("s-1", FINISHED)
+    assert backend.observe(wanted)["s-1"].state is DaliugeState.FINISHED
+    assert asked == ["s-1"]
 
 
 def test_one_session_that_cannot_be_read_does_not_hide_the_others(
@@ -224,7 +306,8 @@ def test_many_sessions_are_looked_at_and_only_finished_ones_twice(
     fake.calls.clear()
     seen = backend.observe({f"s-{number}": None for number in range(6)})
     assert [seen[f"s-{number}"].state for number in range(6)] == ["finished"] * 3 + ["running"] * 3
-    assert fake.calls.count("status") == 9
+    assert fake.calls.count("node_sessions") == 1
+    assert fake.calls.count("status") == 3
     assert clock.monotonic() == 1.0
     assert backend.observe({}) == {}
 
@@ -329,3 +412,41 @@ def test_a_restarted_manager_that_fails_over_its_own_list_has_deleted_the_sessio
 
 def test_the_nodes_are_the_managers(backend: RestBackend) -> None:
     assert backend.nodes() == [NODE]
+
+
+def test_a_session_that_goes_on_running_is_not_deleted(fake: FakeDaliuge, backend: RestBackend) -> None:
+    start(backend)
+    fake.plan.on("cancel", Fault("answer", status=200, body='{"Status": "Success"}'))
+    with pytest.raises(BackendUnavailableError) as caught:
+        backend.remove(SID)
+    assert caught.value.code == "session_still_runs"
+    assert SID in fake.sessions
+    backend.remove(SID)
+    assert fake.sessions == {}
+
+
+def test_nothing_is_removed_unseen(fake: FakeDaliuge, backend: RestBackend) -> None:
+    start(backend)
+    fake.plan.on("status", Fault("html"))
+    with pytest.raises(BackendUnavailableError):
+        backend.remove(SID)
+    fake.plan.on("status", None, Fault("html"))
+    with pytest.raises(BackendUnavailableError):
+        backend.remove(SID)
+    assert SID in fake.sessions
+    assert "delete" not in fake.calls
+
+
+def test_removing_what_is_not_there_is_fine(fake: FakeDaliuge, backend: RestBackend) -> None:
+    backend.remove(SID)
+    assert fake.calls == ["status"]
+
+
+def test_what_a_drop_logged_never_lets_in_where_its_files_came_from(
+    fake: FakeDaliuge, backend: RestBackend
+) -> None:
+    drops = start(backend)
+    fake.fail(SID, {drops[0]["oid"]: "wget https://archive/file.ms?token=s3cr3t: 404"})
+    (failed,) = backend.observe({SID: None})[SID].failed_drops
+    assert "https://archive/file.ms?..." in failed.log
+    assert "s3cr3t" not in failed.log

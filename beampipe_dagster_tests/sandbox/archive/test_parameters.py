@@ -44,6 +44,41 @@ def test_a_multipart_body_gives_parameters_and_files() -> None:
     assert parameters.files == {"t": b"\r\nbin\x00ary\r\n"}
 
 
+@pytest.mark.parametrize("boundary", ["<<<--B-->>>", "b", "a'()+_,-./:=?b"])
+def test_a_boundary_may_be_of_any_characters(boundary: str) -> None:
+    body = (
+        f'\r\n--{boundary}\r\nContent-Disposition: form-data; name="LANG"\r\n\r\nADQL\r\n'
+        f'--{boundary}\r\nContent-Disposition: form-data; name="t"; filename="t"\r\n\r\n--x\r\n\r\n'
+        f"--{boundary}--\r\n"
+    )
+    parameters = read_parameters("", f'multipart/form-data; boundary="{boundary}"', body.encode())
+    assert parameters.pairs == (("LANG", "ADQL"),)
+    assert parameters.files == {"t": b"--x\r\n"}
+
+
+def test_a_multipart_body_without_a_boundary_is_refused() -> None:
+    with pytest.raises(InputError, match="boundary"):
+        read_parameters("", "multipart/form-data", b"--x--")
+
+
+def test_a_table_at_a_url_is_taken_only_from_where_it_may_be() -> None:
+    pair = ("UPLOAD", "t,http://127.0.0.1/casda/tap/async/1/results/result")
+    parameters = Parameters((("LANG", "ADQL"), ("QUERY", "SELECT 1"), pair))
+    asked: list[str] = []
+
+    def fetch(url: str) -> bytes:
+        asked.append(url)
+        return VOTABLE
+
+    (upload,) = read_query(parameters, fetch).uploads
+    assert (upload.name, len(upload.rows)) == ("t", 2)
+    assert asked == [pair[1].partition(",")[2]]
+    for refusing in (None, lambda _url: None):
+        with pytest.raises(InputError) as caught:
+            read_query(parameters, refusing)
+        assert caught.value.code == "invalid_upload"
+
+
 def test_a_body_of_another_type_is_refused() -> None:
     with pytest.raises(InputError, match="application/json"):
         read_parameters("", "application/json", b"{}")

@@ -141,6 +141,19 @@ def test_maxrec_0_gives_the_columns_alone(shared: ArchiveServer) -> None:
     assert "<TR>" not in body
 
 
+def test_a_result_of_the_archives_own_jobs_can_be_joined_by_its_url(shared: ArchiveServer) -> None:
+    service = TAPService(shared.casda_url)
+    job = service.submit_job("SELECT TOP 3 filename FROM ivoa.obscore")
+    job.run().wait(phases={"COMPLETED"}, timeout=30)
+    adql = "SELECT o.filename FROM ivoa.obscore AS o JOIN TAP_UPLOAD.u AS u ON o.filename = u.filename"
+    fields = {"LANG": "ADQL", "QUERY": adql, "UPLOAD": f"u,{job.result_uri}"}
+    answer = httpx.post(f"{shared.casda_url}/sync", data=fields)
+    assert answer.text.count("<TR>") == 3
+    for url in (f"{shared.base_url}/sandbox/log", f"{job.result_uri}/../../error", "http://192.0.2.1/t.xml"):
+        refused = httpx.post(f"{shared.casda_url}/sync", data={**fields, "UPLOAD": f"u,{url}"})
+        assert (refused.status_code, "own jobs" in refused.text) == (400, True)
+
+
 @pytest.mark.parametrize("run", ["run_sync", "run_async"])
 def test_an_upload_can_be_joined(casda_tap: TAPService, run: str) -> None:
     table = Table({"name": ["HIPASSJ1318-21", "HIPASSJ1300-13B"], "n": [1, 2]})

@@ -208,6 +208,20 @@ def test_a_directory_that_went_away_is_an_error_of_the_archive(tmp_path: Path) -
     assert caught.value.code == "archive_data_unavailable"
 
 
+def test_tap_schema_is_described_anew_when_the_archive_is_opened(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    first = ArchiveStore(data_dir=data, seed="empty")
+    adql = "SELECT table_name, column_name, utype FROM tap_schema.columns ORDER BY table_name, column_name"
+    described = rows(first, adql, "casda")
+    with sqlite3.connect(data / "tap_schema_casda.sqlite") as db:
+        db.execute("UPDATE columns SET utype = NULL")
+        db.execute("DELETE FROM keys")
+    again = ArchiveStore(data_dir=data, seed="empty")
+    assert rows(again, adql, "casda") == described
+    assert len(rows(again, "SELECT key_id FROM tap_schema.keys", "casda")) == 5
+    assert ("ivoa.obscore", "s_ra") in {(table, column) for table, column, utype in described if utype}
+
+
 def test_tap_schema_of_an_archive_knows_its_own_tables_only(store: ArchiveStore) -> None:
     adql = "SELECT table_name FROM tap_schema.tables WHERE schema_name <> 'tap_schema'"
     assert {name for (name,) in rows(store, adql, "vizier")} == {'"VIII/73/hicat"'}

@@ -1,0 +1,204 @@
+"""Pending sources: in which order they get their turn, and which of them wait for the time of a retry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from beampipe_dagster.ledger import sources
+from beampipe_dagster.ledger.rows import to_value
+from beampipe_dagster.ledger.sources import Source
+from beampipe_dagster.ledger.tables import execution_sources, source_registry
+
+FORGIVEN: Final[dict[str, object]] = {
+    "failed_signature": None,
+    "failed_execution_id": None,
+    "failed_config_id": None,
+    "retry_at": None,
+}
+"""Columns of a source whose failed execution no longer counts."""
+
+
+def waits_for_retry(now: datetime) -> sa.ColumnElement[bool]:
+    """A source whose current signature failed, and is tried again later than ``now``; never NULL."""
+    columns = source_registry.c
+    later = sa.and_(columns.failed_signature == columns.discovery_signature, columns.retry_at > now)
+    return sa.func.coalesce(later, sa.false())
+
+
+def is_held(now: datetime) -> sa.ColumnElement[bool]:
+    """A source with a hold; the hold of a failure is none any more when its retry is due. Never NULL."""
+    columns = source_registry.c
+    retried = sa.and_(columns.failed_signature == columns.discovery_signature, columns.retry_at <= now)
+    return sa.and_(columns.hold.is_not(None), sa.not_(sa.func.coalesce(retried, sa.false())))
+
+
+def turn(now: datetime) -> tuple[sa.ColumnElement[Any], ...]:
+    """The order in which pending sources get their turn: highest priority first, then the longest waiting.
+
+    Those that are held come last, so that they never fill a limit for ever before those that can run.
+    """
+    columns = source_registry.c
+    return (
+        is_held(now),
+        columns.priority.desc(),
+        columns.workflow_run_pending_at.asc().nulls_last(),
+        columns.created_at,
+        columns.source_identifier,
+    )
+
+
+def take(
+    conn: Connection, project_module: str, *, limit: int, now: datetime, lock: bool = True
+) -> list[Source]:
+    """Enabled sources that wait for an execution, in the order of :func:`turn`, without those that wait for a retry.
+
+    ``lock`` holds their rows and leaves out those that somebody else holds (PostgreSQL).
+    """
+    columns = source_registry.c
+    statement = (
+        sa.select(source_registry)
+        .where(
+            columns.project_module == project_module,
+            columns.enabled,
+            columns.workflow_run_pending,
+            sa.not_(waits_for_retry(now)),
+        )
+        .order_by(*turn(now))
+        .limit(limit)
+    )
+    if lock:
+        statement = statement.with_for_update(skip_locked=True)
+    return [to_value(Source, row) for row in conn.execute(statement)]
+
+
+def delayed(conn: Connection, project_module: str, *, limit: int, now: datetime) -> list[Source]:
+    """Pending sources that wait for the time of their retry, the next one first."""
+    columns = source_registry.c
+    rows = conn.execute(
+        sa.select(source_registry)
+        .where(
+            columns.project_module == project_module,
+            columns.enabled,
+            columns.workflow_run_pending,
+            waits_for_retry(now),
+        )
+        .order_by(columns.retry_at, columns.source_identifier)
+        .limit(limit)
+    )
+    return [to_value(Source, row) for row in rows]
+
+
+def count(conn: Connection, project_module: str) -> int:
+    """How many enabled sources of a survey wait for an execution, whatever keeps them."""
+    columns = source_registry.c
+    return int(
+        conn.execute(
+            sa.select(sa.func.count()).where(
+                columns.project_module == project_module, columns.enabled, columns.workflow_run_pending
+            )
+        ).scalar_one()
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """How many sources of a survey could run now, as far as the registry knows, and since when the oldest waits."""
+
+    sources: int
+    since: datetime | None
+
+
+def demand(conn: Connection, *, now: datetime) -> dict[str, Demand]:
+    """What each survey could run now; a survey without such sources is absent."""
+    columns, held = source_registry.c, execution_sources.c
+    busy = sa.exists().where(
+        held.project_module == columns.project_module,
+        held.source_identifier == columns.source_identifier,
+        held.active,
+    )
+    rows = conn.execute(
+        sa.select(
+            columns.project_module,
+            sa.func.count().label("waiting"),
+            sa.func.min(columns.workflow_run_pending_at).label("since"),
+        )
+        .where(
+            columns.enabled,
+            columns.workflow_run_pending,
+            columns.discovery_claim_token.is_(None),
+            columns.discovery_signature.is_distinct_from(columns.last_executed_discovery_signature),
+            sa.not_(waits_for_retry(now)),
+            sa.not_(is_held(now)),
+            ~busy,
+        )
+        .group_by(columns.project_module)
+    )
+    return {row.project_module: Demand(int(row.waiting), row.since) for row in rows}
+
+
+def ahead(conn: Connection, source: Source, *, now: datetime) -> int:
+    """How many pending sources of the survey get their turn before this one, which is not held itself."""
+    columns = source_registry.c
+    mine = source.workflow_run_pending_at
+    # Those without a time come last; equal ones go by registration, then by name.
+    earlier: sa.ColumnElement[bool] = columns.workflow_run_pending_at.is_not(None)
+    same: sa.ColumnElement[bool] = columns.workflow_run_pending_at.is_(None)
+    if mine is not None:
+        earlier, same = columns.workflow_run_pending_at < mine, columns.workflow_run_pending_at == mine
+    older = sa.or_(
+        columns.created_at < source.created_at,
+        sa.and_(
+            columns.created_at == source.created_at,
+            columns.source_identifier < source.source_identifier,
+        ),
+    )
+    before = sa.or_(
+        columns.priority > source.priority,
+        sa.and_(columns.priority == source.priority, sa.or_(earlier, sa.and_(same, older))),
+    )
+    return int(
+        conn.execute(
+            sa.select(sa.func.count()).where(
+                columns.project_module == source.project_module,
+                columns.enabled,
+                columns.workflow_run_pending,
+                sa.not_(waits_for_retry(now)),
+                sa.not_(is_held(now)),
+                before,
+            )
+        ).scalar_one()
+    )
+
+
+def failed_under_another(conn: Connection, project_module: str, config_id: str) -> list[Source]:
+    """Sources that wait for the operator since an execution of another revision failed, locked, by name."""
+    columns = source_registry.c
+    rows = conn.execute(
+        sa.select(source_registry)
+        .where(
+            columns.project_module == project_module,
+            columns.failed_signature == columns.discovery_signature,
+            columns.retry_at.is_(None),
+            columns.failed_config_id != config_id,
+        )
+        .order_by(columns.source_identifier)
+        .with_for_update()
+    )
+    return [to_value(Source, row) for row in rows]
+
+
+def release(conn: Connection, source_ids: Sequence[str], *, now: datetime) -> None:
+    """Make sources pending again, whatever failed before."""
+    values: dict[str, object] = {
+        "workflow_run_pending": True,
+        "workflow_run_pending_at": now,
+        "hold": None,
+        **FORGIVEN,
+    }
+    sources.update(conn, source_ids, values, now=now)
