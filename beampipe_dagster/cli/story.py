@@ -126,6 +126,12 @@ def _mismatch(payload: Payload) -> str:
     return f"two layers contradict each other: {_text(payload, 'code').replace('_', ' ')}{person}"
 
 
+def _escalated(payload: Payload) -> str:
+    return (
+        f"an operator should look: {_text(payload, 'message', _text(payload, 'reason', 'no reason given'))}"
+    )
+
+
 def _failed(payload: Payload) -> str:
     return f"failed: {_text(payload, 'error', 'no reason given')}"
 
@@ -136,6 +142,32 @@ def _ended(word: str) -> Callable[[Payload], str]:
         return f"{word}: {error}" if error else word
 
     return words
+
+
+def _vanishing(payload: Payload) -> str:
+    return (
+        f"{_count(payload, 'missing', 'dataset')} missing in a complete answer; believed if a second one says so "
+        f"after {_text(payload, 'believed_after')}"
+    )
+
+
+def _swept(payload: Payload) -> str:
+    new = "everything" if payload.get("everything") else _count(payload, "new_rows", "new row")
+    return f"query {_text(payload, 'query')} swept: {new}, {_count(payload, 'sources', 'source')} asked for"
+
+
+def _staging(words: str) -> Callable[[Payload], str]:
+    """A sentence about a staging job, with what went wrong where something did."""
+
+    def told(payload: Payload) -> str:
+        error = f": {payload['error']}" if payload.get("error") else ""
+        return f"staging of {_text(payload, 'group')}: {words.format(phase=_text(payload, 'phase'))}{error}"
+
+    return told
+
+
+def _prioritized(payload: Payload) -> str:
+    return f"priority {_text(payload, 'before')} → {_text(payload, 'priority')}"
 
 
 def _activated(payload: Payload) -> str:
@@ -159,6 +191,10 @@ _WORDS: Final[dict[str, tuple[Callable[[Payload], str], str]]] = {
         lambda payload: f"quarantined after {_text(payload, 'failures')} failed looks: {_error(payload)}",
         _BAD,
     ),
+    "discovery.vanishing": (_vanishing, _WAITS),
+    "discovery.released": (lambda payload: f"looked at again: {_text(payload, 'why')}", ""),
+    "discovery.swept": (_swept, _QUIET),
+    "source.prioritized": (_prioritized, ""),
     "archive.circuit_opened": (_circuit_opened, _BAD),
     "archive.circuit_closed": (
         lambda payload: f"archive {_text(payload, 'adapter')} is asked again ({_text(payload, 'how')})",
@@ -167,6 +203,14 @@ _WORDS: Final[dict[str, tuple[Callable[[Payload], str], str]]] = {
     "execution.held": (lambda payload: f"held: {_error(payload)}", _WAITS),
     "execution.created": (_created, ""),
     "execution.automated_admitted": (lambda _: "admitted by the automation", _QUIET),
+    "execution.released": (lambda payload: f"its failure is forgiven: {_text(payload, 'why')}", ""),
+    "execution.staging_job_created": (_staging("a job was created"), ""),
+    "execution.staging_phase": (_staging("the job is {phase}"), _QUIET),
+    "execution.staging_job_completed": (_staging("all files are there"), "cyan"),
+    "execution.staging_job_failed": (_staging("the job failed"), _WAITS),
+    "execution.staging_uncertain": (_staging("whether the job was created is being looked for"), _WAITS),
+    "execution.staging_job_abandoned": (_staging("the job was not found and another one is made"), _WAITS),
+    "execution.staging_expired": (_staging("the files are gone again and are staged anew"), _WAITS),
     "execution.manifest_generated": (lambda payload: f"manifest built ({_sha(payload)})", ""),
     "execution.graph_patched": (lambda payload: f"graph prepared ({_sha(payload)})", ""),
     "execution.translated": (_translated, ""),
@@ -179,6 +223,9 @@ _WORDS: Final[dict[str, tuple[Callable[[Payload], str], str]]] = {
     ),
     "execution.submission_disproved": (_disproved, _WAITS),
     "execution.reconciliation_mismatch": (_mismatch, _WAITS),
+    "execution.poll_budget_escalation": (_escalated, _WAITS),
+    "execution.no_progress_escalation": (_escalated, _WAITS),
+    "execution.submission_unresolved": (_escalated, _BAD),
     "execution.session_left_behind": (
         lambda payload: f"its session could not be deleted: {_error(payload)}",
         _QUIET,

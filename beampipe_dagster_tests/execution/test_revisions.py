@@ -184,6 +184,7 @@ CHANGES: list[tuple[str, Any, str, set[Effect]]] = [
         "plugins_changed",
         {Effect.SIGNATURES, Effect.EXECUTIONS},
     ),
+    ("staging", {"enabled": True}, "staging_changed", {Effect.EXECUTIONS}),
     ("extension", {"hooks": ["manifest"]}, "extension_changed", {Effect.EXECUTIONS}),
     ("automation.discovery.batch_size", 7, "automation_changed", {Effect.SCHEDULING}),
     ("automation.execution", ..., "automation_changed", {Effect.SCHEDULING}),

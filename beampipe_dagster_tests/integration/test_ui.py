@@ -131,11 +131,19 @@ def test_a_source_that_is_held_is_in_the_execution_clocks_words(stack: Stack) ->
     stack.until(said, "the held source in the tick's reason", seconds=30)
 
 
-def test_three_clocks_are_running(page: Page) -> None:
+CLOCKS = (
+    "poll_executions",
+    f"{SURVEY}_execution_tick",
+    f"{SURVEY}_scheduler_tick",
+    "prune_partitions_daily",
+)
+
+
+def test_the_clocks_are_running(page: Page) -> None:
     page.goto("/automation")
-    for name in ("poll_executions", f"{SURVEY}_execution_tick", f"{SURVEY}_scheduler_tick"):
+    for name in CLOCKS:
         expect(page.get_by_text(name, exact=True)).to_be_visible()
-    expect(page.locator("input[type=checkbox]:checked")).to_have_count(3)
+    expect(page.locator("input[type=checkbox]:checked")).to_have_count(len(CLOCKS))
     keep(page, "sensors")
 
 
