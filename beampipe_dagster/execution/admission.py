@@ -18,7 +18,7 @@ from beampipe_dagster.clock import Clock, rfc3339
 from beampipe_dagster.config.project import ExecutionAutomation, ProjectConfig
 from beampipe_dagster.errors import BeampipeError, ConflictError, InputError
 from beampipe_dagster.execution import request as asked
-from beampipe_dagster.execution.creation import AUTOMATION, Order, create, groups_of
+from beampipe_dagster.execution.creation import AUTOMATION, Order, create, create_all, groups_of
 from beampipe_dagster.execution.decisions import Cap, as_json, room
 from beampipe_dagster.execution.options import AS_USUAL, LaunchOptions
 from beampipe_dagster.execution.request import LaunchRequest, Problem
@@ -200,7 +200,7 @@ class AdmissionService:
             now=now,
         )
         order = Order(tick.revision, tick.config, profile, AUTOMATION, self._retry)
-        admitted = [create(conn, order, group, ids=self._ids, now=now) for group in groups[: share.runs]]
+        admitted = create_all(conn, order, groups[: share.runs], ids=self._ids, now=now)
         if admitted:
             weight = float(rules.weight or 1)
             decisions.serve(conn, project_id, share.served + len(admitted) / weight, now=now)

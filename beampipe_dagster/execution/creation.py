@@ -92,11 +92,25 @@ def create(conn: Connection, order: Order, group: Sequence[Source], *, ids: Ids,
     ConflictError
         ``source_already_executing``.
     """
-    execution = executions.create(conn, _new(conn, order, group, ids), now=now)
+    return create_all(conn, order, [group], ids=ids, now=now)[0]
+
+
+def create_all(
+    conn: Connection, order: Order, groups: Sequence[Sequence[Source]], *, ids: Ids, now: datetime
+) -> list[Execution]:
+    """Create an execution of each group's current signatures, all with the same few statements.
+
+    Raises
+    ------
+    ConflictError
+        ``source_already_executing``.
+    """
+    made = executions.create_many(conn, [_new(conn, order, group, ids) for group in groups], now=now)
     cleared: dict[str, object] = {"workflow_run_pending": False, "hold": None, **FORGIVEN}
-    sources.update(conn, [source.id for source in group], cleared, now=now)
-    _tell(conn, order, execution, ids=ids, now=now)
-    return execution
+    sources.update(conn, [source.id for group in groups for source in group], cleared, now=now)
+    events = [event for execution in made for event in _story(order, execution)]
+    provenance.record(conn, events, ids=ids, now=now)
+    return made
 
 
 def _new(conn: Connection, order: Order, group: Sequence[Source], ids: Ids) -> NewExecution:
@@ -154,7 +168,7 @@ def _retried(conn: Connection, order: Order, group: Sequence[Source]) -> tuple[s
     return before.id, before.retry_number + (1 if order.actor == AUTOMATION else 0)
 
 
-def _tell(conn: Connection, order: Order, execution: Execution, *, ids: Ids, now: datetime) -> None:
+def _story(order: Order, execution: Execution) -> list[provenance.Event]:
     payload: dict[str, Any] = {
         "partition_key": execution.partition_key,
         "profile": f"{order.profile.name} r{order.profile.revision}",
@@ -167,7 +181,7 @@ def _tell(conn: Connection, order: Order, execution: Execution, *, ids: Ids, now
     kinds = ["execution.created"]
     if order.actor == AUTOMATION:
         kinds.append("execution.automated_admitted")
-    events = [
+    return [
         provenance.Event(
             event_type=kind,
             project_module=execution.project_module,
@@ -180,4 +194,3 @@ def _tell(conn: Connection, order: Order, execution: Execution, *, ids: Ids, now
         for name in execution.source_identifiers
         for kind in kinds
     ]
-    provenance.record(conn, events, ids=ids, now=now)

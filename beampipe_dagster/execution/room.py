@@ -126,14 +126,17 @@ def _rivals(
     now: datetime,
 ) -> list[_Survey]:
     """The other surveys that want a part of the rooms now."""
-    wanting = pending.demand(conn, now=now)
-    ticks = decisions.last_ticks(conn)
+    live_since = now - live
+    ticks = {name for name, tick in decisions.last_ticks(conn).items() if tick > live_since}
+    wanting = pending.demand(conn, sorted(ticks - {project_id}), now=now)
+    if not wanting:
+        return []
     counts = executions.active_counts(conn)
     found: list[_Survey] = []
     for revision in projects.all_active(conn):
         name = revision.project_id
-        demand, tick = wanting.get(name), ticks.get(name)
-        if name == project_id or demand is None or tick is None or tick <= now - live:
+        demand = wanting.get(name)
+        if demand is None:
             continue
         try:
             rules = ProjectConfig.from_json(revision.spec).automation.execution

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
@@ -15,6 +16,7 @@ from beampipe_dagster.clock import rfc3339
 from beampipe_dagster.errors import ConflictError, LedgerError, NotFoundError, Retry
 from beampipe_dagster.ledger import fsm
 from beampipe_dagster.ledger.execution_values import Execution, NewExecution, to_execution
+from beampipe_dagster.ledger.sources import chunks
 from beampipe_dagster.ledger.states import (
     ACTIVE,
     TERMINAL,
@@ -39,62 +41,61 @@ def create(conn: Connection, new: NewExecution, *, now: datetime) -> Execution:
     ConflictError
         ``source_already_executing``: an active execution holds one of the sources.
     """
-    stamps = {ControlPhase.ADMITTED.value: rfc3339(now)}
-    conn.execute(
-        sa.insert(batch_execution_record).values(
-            id=new.id,
-            project_module=new.project_module,
-            partition_key=new.partition_key,
-            claim_token=new.claim_token,
-            sources=new.sources,
-            archive_name=new.archive_name,
-            discovery_signature=new.discovery_signature,
-            project_config_id=new.project_config_id,
-            deployment_profile_id=new.deployment_profile_id,
-            deployment_profile_revision=new.deployment_profile_revision,
-            deployment_profile_snapshot=new.deployment_profile_snapshot,
-            status=Status.PENDING.value,
-            control_phase=ControlPhase.ADMITTED.value,
-            submission_state=SubmissionState.NOT_STARTED.value,
-            scheduler_name="workflow_auto",
-            scheduler_state=SchedulerState.NOT_SUBMITTED.value,
-            daliuge_state=DaliugeState.NOT_CREATED.value,
-            output_state=(
-                OutputState.PENDING if new.output_verification_required else OutputState.NOT_STARTED
-            ).value,
-            output_verification_required=new.output_verification_required,
-            output_verification_policy=new.output_verification_policy,
-            phase_timestamps=stamps,
-            next_launch_at=now,
-            created_by=new.created_by,
-            options=new.options,
-            retry_policy=new.retry_policy,
-            retry_of=new.retry_of,
-            retry_number=new.retry_number,
-            create_idempotency_key=new.create_idempotency_key,
-            create_request_sha256=new.create_request_sha256,
-            created_at=now,
-            updated_at=now,
-        )
-    )
+    return create_many(conn, [new], now=now)[0]
+
+
+def create_many(conn: Connection, news: Sequence[NewExecution], *, now: datetime) -> list[Execution]:
+    """Create executions and lock their sources, in the caller's transaction; three statements for all of them.
+
+    Raises
+    ------
+    ConflictError
+        ``source_already_executing``: an active execution holds one of the sources.
+    """
+    if not news:
+        return []
+    conn.execute(sa.insert(batch_execution_record), [_columns(new, now) for new in news])
+    locks = [
+        {
+            "execution_id": new.id,
+            "source_identifier": source["source_identifier"],
+            "project_module": new.project_module,
+            "discovery_signature": new.signatures[source["source_identifier"]],
+            "active": True,
+        }
+        for new in news
+        for source in new.sources
+    ]
     try:
         with conn.begin_nested():
-            conn.execute(
-                sa.insert(execution_sources),
-                [
-                    {
-                        "execution_id": new.id,
-                        "source_identifier": source["source_identifier"],
-                        "project_module": new.project_module,
-                        "discovery_signature": new.signatures[source["source_identifier"]],
-                        "active": True,
-                    }
-                    for source in new.sources
-                ],
-            )
+            conn.execute(sa.insert(execution_sources), locks)
     except IntegrityError as error:
-        raise _already_executing([source["source_identifier"] for source in new.sources]) from error
-    return get(conn, new.id)
+        raise _already_executing([lock["source_identifier"] for lock in locks]) from error
+    made: dict[str, Execution] = {}
+    for piece in chunks([new.id for new in news]):
+        rows = conn.execute(sa.select(batch_execution_record).where(batch_execution_record.c.id.in_(piece)))
+        made |= {row.id: to_execution(row) for row in rows}
+    return [made[new.id] for new in news]
+
+
+def _columns(new: NewExecution, now: datetime) -> dict[str, Any]:
+    """The row of an execution that has just been admitted."""
+    outputs = OutputState.PENDING if new.output_verification_required else OutputState.NOT_STARTED
+    given = {field.name: getattr(new, field.name) for field in fields(new) if field.name != "signatures"}
+    return {
+        **given,
+        "status": Status.PENDING.value,
+        "control_phase": ControlPhase.ADMITTED.value,
+        "submission_state": SubmissionState.NOT_STARTED.value,
+        "scheduler_name": "workflow_auto",
+        "scheduler_state": SchedulerState.NOT_SUBMITTED.value,
+        "daliuge_state": DaliugeState.NOT_CREATED.value,
+        "output_state": outputs.value,
+        "phase_timestamps": {ControlPhase.ADMITTED.value: rfc3339(now)},
+        "next_launch_at": now,
+        "created_at": now,
+        "updated_at": now,
+    }
 
 
 _LIGHT: Final = [

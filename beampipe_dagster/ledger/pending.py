@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -13,7 +13,12 @@ from sqlalchemy.engine import Connection
 from beampipe_dagster.ledger import sources
 from beampipe_dagster.ledger.rows import to_value
 from beampipe_dagster.ledger.sources import Source
-from beampipe_dagster.ledger.tables import execution_sources, source_registry
+from beampipe_dagster.ledger.tables import FAILED, PENDING, WAITING, execution_sources, source_registry
+
+_IS_WAITING: Final[sa.ColumnElement[bool]] = sa.text(WAITING)  # type: ignore[assignment]  # a condition like any
+_IS_PENDING: Final[sa.ColumnElement[bool]] = sa.text(PENDING)  # type: ignore[assignment]  # a condition like any
+_HAS_FAILED: Final[sa.ColumnElement[bool]] = sa.text(FAILED)  # type: ignore[assignment]  # a condition like any
+# Constant texts: both databases use a partial index only for a statement that repeats its condition.
 
 FORGIVEN: Final[dict[str, object]] = {
     "failed_signature": None,
@@ -58,23 +63,69 @@ def take(
 ) -> list[Source]:
     """Enabled sources that wait for an execution, in the order of :func:`turn`, without those that wait for a retry.
 
+    Those that may get their turn come from an index in its order, however many wait; those that are held are looked
+    at only where they leave room.
+
     ``lock`` holds their rows and leaves out those that somebody else holds (PostgreSQL).
     """
     columns = source_registry.c
-    statement = (
-        sa.select(source_registry)
-        .where(
-            columns.project_module == project_module,
-            columns.enabled,
-            columns.workflow_run_pending,
-            sa.not_(waits_for_retry(now)),
-        )
-        .order_by(*turn(now))
-        .limit(limit)
+    mine, ready = columns.project_module == project_module, sa.not_(waits_for_retry(now))
+
+    def some(*conditions: sa.ColumnElement[bool], most: int, order: Sequence[Any]) -> list[Source]:
+        statement = sa.select(source_registry).where(mine, ready, *conditions).order_by(*order).limit(most)
+        if lock:
+            statement = statement.with_for_update(skip_locked=True)
+        return [to_value(Source, row) for row in conn.execute(statement)]
+
+    by_time = (columns.workflow_run_pending_at, columns.created_at, columns.source_identifier)
+    first: list[Source] = []
+    for priority in _priorities(conn, project_module):
+        for timed in (
+            columns.workflow_run_pending_at.is_not(None),
+            columns.workflow_run_pending_at.is_(None),
+        ):
+            same = columns.priority == priority
+            if len(first) < limit:
+                first += some(_IS_WAITING, same, timed, most=limit - len(first), order=by_time)
+        if len(first) >= limit:
+            break
+    retried = some(
+        _IS_PENDING,
+        _HAS_FAILED,
+        columns.hold.is_not(None),
+        sa.not_(is_held(now)),
+        most=limit,
+        order=turn(now)[1:],
     )
-    if lock:
-        statement = statement.with_for_update(skip_locked=True)
-    return [to_value(Source, row) for row in conn.execute(statement)]
+    if retried:
+        first = sorted([*first, *retried], key=_turn_of)[:limit]
+    if len(first) == limit:
+        return first
+    return [*first, *some(_IS_PENDING, is_held(now), most=limit - len(first), order=turn(now))]
+
+
+def _priorities(conn: Connection, project_module: str) -> Iterator[int]:
+    """The priorities that waiting sources have, highest first; each is one look into the index."""
+    columns = source_registry.c
+    mine = sa.select(sa.func.max(columns.priority)).where(
+        columns.project_module == project_module, _IS_WAITING
+    )
+    priority = conn.execute(mine).scalar_one()
+    while priority is not None:
+        yield priority
+        priority = conn.execute(mine.where(columns.priority < priority)).scalar_one()
+
+
+def _turn_of(source: Source) -> tuple[int, bool, str, datetime, str]:
+    """The place of a source that is not held, as :func:`turn` says it to the database."""
+    since = source.workflow_run_pending_at
+    return (
+        -source.priority,
+        since is None,
+        since.isoformat() if since is not None else "",
+        source.created_at,
+        source.source_identifier,
+    )
 
 
 def delayed(conn: Connection, project_module: str, *, limit: int, now: datetime) -> list[Source]:
@@ -84,8 +135,8 @@ def delayed(conn: Connection, project_module: str, *, limit: int, now: datetime)
         sa.select(source_registry)
         .where(
             columns.project_module == project_module,
-            columns.enabled,
-            columns.workflow_run_pending,
+            _IS_PENDING,
+            _HAS_FAILED,
             waits_for_retry(now),
         )
         .order_by(columns.retry_at, columns.source_identifier)
@@ -99,9 +150,7 @@ def count(conn: Connection, project_module: str) -> int:
     columns = source_registry.c
     return int(
         conn.execute(
-            sa.select(sa.func.count()).where(
-                columns.project_module == project_module, columns.enabled, columns.workflow_run_pending
-            )
+            sa.select(sa.func.count()).where(columns.project_module == project_module, _IS_PENDING)
         ).scalar_one()
     )
 
@@ -114,8 +163,10 @@ class Demand:
     since: datetime | None
 
 
-def demand(conn: Connection, *, now: datetime) -> dict[str, Demand]:
-    """What each survey could run now; a survey without such sources is absent."""
+def demand(conn: Connection, project_modules: Sequence[str], *, now: datetime) -> dict[str, Demand]:
+    """What each of these surveys could run now; a survey without such sources is absent."""
+    if not project_modules:
+        return {}
     columns, held = source_registry.c, execution_sources.c
     busy = sa.exists().where(
         held.project_module == columns.project_module,
@@ -129,8 +180,8 @@ def demand(conn: Connection, *, now: datetime) -> dict[str, Demand]:
             sa.func.min(columns.workflow_run_pending_at).label("since"),
         )
         .where(
-            columns.enabled,
-            columns.workflow_run_pending,
+            columns.project_module.in_(project_modules),
+            _IS_PENDING,
             columns.discovery_claim_token.is_(None),
             columns.discovery_signature.is_distinct_from(columns.last_executed_discovery_signature),
             sa.not_(waits_for_retry(now)),
@@ -166,8 +217,7 @@ def ahead(conn: Connection, source: Source, *, now: datetime) -> int:
         conn.execute(
             sa.select(sa.func.count()).where(
                 columns.project_module == source.project_module,
-                columns.enabled,
-                columns.workflow_run_pending,
+                _IS_PENDING,
                 sa.not_(waits_for_retry(now)),
                 sa.not_(is_held(now)),
                 before,
@@ -183,6 +233,7 @@ def failed_under_another(conn: Connection, project_module: str, config_id: str) 
         sa.select(source_registry)
         .where(
             columns.project_module == project_module,
+            _HAS_FAILED,
             columns.failed_signature == columns.discovery_signature,
             columns.retry_at.is_(None),
             columns.failed_config_id != config_id,

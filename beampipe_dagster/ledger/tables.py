@@ -99,6 +99,11 @@ DUE_SETTLED = (
 )
 """All other attempted sources. Each source that may be claimed is in exactly one of the three."""
 
+WAITING = "enabled AND workflow_run_pending AND hold IS NULL"
+"""Sources that may get their turn, as far as their row says."""
+PENDING = "enabled AND workflow_run_pending"
+FAILED = "failed_signature IS NOT NULL"
+
 source_registry = sa.Table(
     "source_registry",
     metadata,
@@ -163,7 +168,28 @@ source_registry = sa.Table(
         postgresql_where=sa.text(DUE_SETTLED),
     ),
     sa.Index("ix_source_registry_claim", "discovery_claim_token"),
-    sa.Index("ix_source_registry_pending", "project_module", "workflow_run_pending"),
+    sa.Index(
+        "ix_source_registry_pending",
+        "project_module",
+        sqlite_where=sa.text(PENDING),
+        postgresql_where=sa.text(PENDING),
+    ),
+    sa.Index(
+        "ix_source_registry_waiting",
+        "project_module",
+        "priority",
+        "workflow_run_pending_at",
+        "created_at",
+        "source_identifier",
+        sqlite_where=sa.text(WAITING),
+        postgresql_where=sa.text(WAITING),
+    ),
+    sa.Index(
+        "ix_source_registry_failed",
+        "project_module",
+        sqlite_where=sa.text(FAILED),
+        postgresql_where=sa.text(FAILED),
+    ),
 )
 """Who is to be processed, and what the last look at the archives said."""
 

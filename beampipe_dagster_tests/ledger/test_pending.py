@@ -69,7 +69,7 @@ def test_demand_counts_what_could_run_now(ledger: Ledger) -> None:
     put(ledger, "done", last_executed_discovery_signature="s")
     put(ledger, "off", enabled=False)
     with ledger.begin() as conn:
-        assert pending.demand(conn, now=NOW) == {SURVEY: pending.Demand(2, START)}
+        assert pending.demand(conn, [SURVEY], now=NOW) == {SURVEY: pending.Demand(2, START)}
         assert pending.count(conn, SURVEY) == 7
 
 

@@ -11,6 +11,14 @@ branch_labels = None
 depends_on = None
 
 _KEY = sa.text("create_idempotency_key IS NOT NULL")
+_PARTIAL = {
+    "ix_source_registry_pending": (["project_module"], "enabled AND workflow_run_pending"),
+    "ix_source_registry_waiting": (
+        ["project_module", "priority", "workflow_run_pending_at", "created_at", "source_identifier"],
+        "enabled AND workflow_run_pending AND hold IS NULL",
+    ),
+    "ix_source_registry_failed": (["project_module"], "failed_signature IS NOT NULL"),
+}
 
 
 def upgrade() -> None:
@@ -79,9 +87,18 @@ def upgrade() -> None:
         sqlite_where=_KEY,
         postgresql_where=_KEY,
     )
+    op.drop_index("ix_source_registry_pending", table_name="source_registry")
+    for name, (columns, condition) in _PARTIAL.items():
+        where = sa.text(condition)
+        op.create_index(name, "source_registry", columns, sqlite_where=where, postgresql_where=where)
 
 
 def downgrade() -> None:
+    for name in _PARTIAL:
+        op.drop_index(name, table_name="source_registry")
+    op.create_index(
+        "ix_source_registry_pending", "source_registry", ["project_module", "workflow_run_pending"]
+    )
     op.drop_index("ux_batch_execution_record_request", table_name="batch_execution_record")
     with op.batch_alter_table("batch_execution_record", schema=None) as batch_op:
         for column in (
