@@ -187,6 +187,7 @@ source_registry = sa.Table(
     sa.Index(
         "ix_source_registry_failed",
         "project_module",
+        "source_identifier",
         sqlite_where=sa.text(FAILED),
         postgresql_where=sa.text(FAILED),
     ),

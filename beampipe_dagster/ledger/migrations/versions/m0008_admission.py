@@ -17,7 +17,7 @@ _PARTIAL = {
         ["project_module", "priority", "workflow_run_pending_at", "created_at", "source_identifier"],
         "enabled AND workflow_run_pending AND hold IS NULL",
     ),
-    "ix_source_registry_failed": (["project_module"], "failed_signature IS NOT NULL"),
+    "ix_source_registry_failed": (["project_module", "source_identifier"], "failed_signature IS NOT NULL"),
 }
 
 
