@@ -1,9 +1,9 @@
 """VOTables read strictly: a document is complete, or it says why not.
 
-pyvo and astropy do the parsing; this module decides what a parsed document means (IVOA DALI 1.1
-section 4.4, VOTable 1.4). An error, an overflow or half a document arrives with HTTP 200 as often
-as not, and must never look like "no rows". A table without rows is believed only when the
-service says ``QUERY_STATUS`` ``OK``.
+pyvo and astropy do the parsing, :mod:`~beampipe_dagster.discovery.tabledata` that of the common
+case; this module decides what a parsed document means (IVOA DALI 1.1 section 4.4, VOTable 1.4). An
+error, an overflow or half a document arrives with HTTP 200 as often as not, and must never look
+like "no rows". A table without rows is believed only when the service says ``QUERY_STATUS`` ``OK``.
 
 Cells become text, the same for every serialisation (TABLEDATA, BINARY, BINARY2), since signatures
 are made of it.
@@ -25,10 +25,11 @@ from beampipe_dagster.discovery.streams import (
     promised_rows,
     stream_rows,
 )
+from beampipe_dagster.discovery.tabledata import read_plain
 from beampipe_dagster.discovery.xml import XmlError, refuse_tricks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from beampipe_dagster.config.canonical import JsonValue
 
@@ -140,12 +141,26 @@ def _last_status(part: bytes) -> str | None:
 
 
 def _read(body: bytes, maxrec: int) -> ResultTable:
-    votable = _parse(body)
+    _check_readable(body)
+    plain = read_plain(body)
+    if plain is not None:
+        said = [(value, text) for name, value, text in plain.infos if name.strip().upper() == "QUERY_STATUS"]
+        status = _accepted(_worst(said), held=plain.rows)
+        _check_promise(promised_rows(body), plain.rows, status)
+        _check_full(plain.rows, maxrec, status)
+        names = [column.name for column in plain.columns]
+        return ResultTable(_rows_of(names, plain.cells), status, _told_once(plain.columns))
+    votable = _parsed(body)
     status = _accepted_status(votable)
     table = _result_table(votable, status)
-    held = len(table.array)
     _check_whole(body, table, status)
     _check_range(body, table, status)
+    _check_full(len(table.array), maxrec, status)
+    return ResultTable(_rows(table), status, _told_once(_columns(table)))
+
+
+def _check_full(held: int, maxrec: int, status: str | None) -> None:
+    """Refuse as many rows as were asked for at most, and none of which nobody says that this is all."""
     if held >= maxrec:
         raise UnreadableError(
             AnswerClass.OVERFLOW,
@@ -158,16 +173,19 @@ def _read(body: bytes, maxrec: int) -> ResultTable:
             AnswerClass.MALFORMED,
             "the table has no rows and the document has no QUERY_STATUS to say that this is all",
         )
-    return ResultTable(_rows(table), status, _columns(table))
 
 
-def _columns(table: Any) -> tuple[AnswerColumn, ...]:  # noqa: ANN401  # astropy has no types
-    found: dict[str, AnswerColumn] = {}
+def _columns(table: Any) -> Iterator[AnswerColumn]:  # noqa: ANN401  # astropy has no types
     for field in table.fields:
         name = str(field.name or field.ID)
         size = None if field.arraysize is None else str(field.arraysize)
-        column = AnswerColumn(name, str(field.datatype), size, str(field.unit or ""), str(field.ucd or ""))
-        found.setdefault(name, column)
+        yield AnswerColumn(name, str(field.datatype), size, str(field.unit or ""), str(field.ucd or ""))
+
+
+def _told_once(columns: Iterable[AnswerColumn]) -> tuple[AnswerColumn, ...]:
+    found: dict[str, AnswerColumn] = {}
+    for column in columns:
+        found.setdefault(column.name, column)
     return tuple(found.values())
 
 
@@ -186,8 +204,12 @@ def excerpt(body: bytes) -> str:
 
 
 def _parse(body: bytes) -> Any:  # noqa: ANN401  # astropy has no types
-    from astropy.io.votable import parse  # noqa: PLC0415  # takes 0.6 s to import
+    _check_readable(body)
+    return _parsed(body)
 
+
+def _check_readable(body: bytes) -> None:
+    """Refuse what no reader should be given."""
     if not body.strip():
         raise UnreadableError(AnswerClass.MALFORMED, "the body is empty")
     if _REMOTE_STREAM.search(body):
@@ -199,6 +221,11 @@ def _parse(body: bytes) -> Any:  # noqa: ANN401  # astropy has no types
         check_extent(body)
     except (XmlError, BrokenStreamError) as error:
         raise UnreadableError(AnswerClass.MALFORMED, str(error)) from error
+
+
+def _parsed(body: bytes) -> Any:  # noqa: ANN401  # astropy has no types
+    from astropy.io.votable import parse  # noqa: PLC0415  # takes 0.6 s to import
+
     try:
         return parse(BytesIO(body), verify="ignore")
     except Exception as error:  # astropy raises what it likes on bad documents
@@ -220,11 +247,17 @@ def _query_status(votable: Any) -> tuple[str | None, str]:  # noqa: ANN401  # as
 
     A service that fails while it sends rows says so after the table, when an ``OK`` is long gone.
     """
-    found = [
-        (str(info.value or "").strip().upper(), _one_line(str(info.content or "")))
-        for info in _infos(votable)
-        if str(info.name or "").strip().upper() == "QUERY_STATUS"
-    ]
+    return _worst(
+        [
+            (str(info.value or ""), str(info.content or ""))
+            for info in _infos(votable)
+            if str(info.name or "").strip().upper() == "QUERY_STATUS"
+        ]
+    )
+
+
+def _worst(said: Sequence[tuple[str, str]]) -> tuple[str | None, str]:
+    found = [(value.strip().upper(), _one_line(text)) for value, text in said]
     for status, message in found:
         if status not in {"OK", "OVERFLOW"}:
             return status or "ERROR", message or "the service gives no reason"
@@ -242,10 +275,15 @@ def _infos(holder: Any) -> Iterator[Any]:  # noqa: ANN401  # astropy has no type
 
 
 def _accepted_status(votable: Any) -> str | None:  # noqa: ANN401  # astropy has no types
-    status, message = _query_status(votable)
+    held = sum(len(table.array) for table in votable.iter_tables())
+    return _accepted(_query_status(votable), held=held)
+
+
+def _accepted(said: tuple[str | None, str], *, held: int) -> str | None:
+    """The status of a complete answer."""
+    status, message = said
     if status in {None, "OK"}:
         return status
-    held = sum(len(table.array) for table in votable.iter_tables())
     if status == "OVERFLOW":
         # pyvo would only warn.
         answer, message = AnswerClass.OVERFLOW, f"the service has more rows than the {held} it sent"
@@ -286,13 +324,17 @@ def _check_whole(body: bytes, table: Any, status: str | None) -> None:  # noqa: 
     except BrokenStreamError as error:
         raise UnreadableError(AnswerClass.MALFORMED, str(error), query_status=status, rows=held) from error
     for expected in (promised, streamed):
-        if expected is not None and expected > held:
-            raise UnreadableError(
-                AnswerClass.MALFORMED,
-                f"the table should have {expected} rows, and {held} could be read",
-                query_status=status,
-                rows=held,
-            )
+        _check_promise(expected, held, status)
+
+
+def _check_promise(expected: int | None, held: int, status: str | None) -> None:
+    if expected is not None and expected > held:
+        raise UnreadableError(
+            AnswerClass.MALFORMED,
+            f"the table should have {expected} rows, and {held} could be read",
+            query_status=status,
+            rows=held,
+        )
 
 
 def _check_range(body: bytes, table: Any, status: str | None) -> None:  # noqa: ANN401  # no types
@@ -303,7 +345,7 @@ def _check_range(body: bytes, table: Any, status: str | None) -> None:  # noqa: 
         limits = _LIMITS.get(str(field.datatype), ())
         if field.arraysize not in {None, "1"} or not limits:
             continue
-        held = set(table.array[key].tolist())
+        held = set(table.array[key].ravel().tolist())  # an array of one is an array
         for limit in held.intersection(limits):
             if not re.search(rb">\s*\+?%d\s*<" % limit, body):
                 raise UnreadableError(
@@ -315,18 +357,21 @@ def _check_range(body: bytes, table: Any, status: str | None) -> None:  # noqa: 
 
 
 def _rows(table: Any) -> list[dict[str, JsonValue]]:  # noqa: ANN401  # astropy has no types
+    names = [str(field.name or field.ID) for field in table.fields]
+    return _rows_of(names, [_cells(table.array[key]) for key in table.array.dtype.names])
+
+
+def _rows_of(names: Sequence[str], cells: Sequence[list[str]]) -> list[dict[str, JsonValue]]:
     columns: dict[str, list[str]] = {}
-    for field, key in zip(table.fields, table.array.dtype.names, strict=True):
-        name = str(field.name or field.ID)
-        cells = _cells(table.array[key])
+    for name, column in zip(names, cells, strict=True):
         # `SELECT a.*, b.*` repeats the column of the join; another value would be lost.
-        if columns.setdefault(name, cells) != cells:
+        if columns.setdefault(name, column) != column:
             raise UnreadableError(
                 AnswerClass.MALFORMED,
                 f"two columns are called {name!r} and differ; the query must rename one (AS)",
             )
-    names = list(columns)
-    return [dict(zip(names, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+    known = list(columns)
+    return [dict(zip(known, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _cells(column: Any) -> list[str]:  # noqa: ANN401  # numpy arrays of any type
