@@ -114,6 +114,7 @@ def read_result(body: bytes, *, maxrec: int) -> ResultTable:
     """
     statuses = query_statuses(body)
     try:
+        _check_size(body, maxrec, statuses)
         result = _read(body, maxrec)
     except UnreadableError as error:
         error.statuses = statuses
@@ -157,6 +158,18 @@ def _read(body: bytes, maxrec: int) -> ResultTable:
     _check_range(body, table, status)
     _check_full(len(table.array), maxrec, status)
     return ResultTable(_rows(table), status, _told_once(_columns(table)))
+
+
+def _check_size(body: bytes, maxrec: int, statuses: tuple[str | None, str | None]) -> None:
+    """Refuse more rows than were asked for before a parser makes room for them; an error goes first."""
+    held = body.count(b"<TR>")
+    if held > maxrec and set(statuses) <= {None, "OK", "OVERFLOW"}:
+        raise UnreadableError(
+            AnswerClass.OVERFLOW,
+            f"the answer holds {held} rows, more than MAXREC={maxrec} lets through",
+            query_status=next((status for status in statuses[::-1] if status), None),
+            rows=held,
+        )
 
 
 def _check_full(held: int, maxrec: int, status: str | None) -> None:
