@@ -9,11 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
+from beampipe_dagster.backends.base import Backend
 from beampipe_dagster.backends.daliuge.access import Access
 from beampipe_dagster.backends.provider import BackendProvider
+from beampipe_dagster.backends.transport.budget import Limits, SshBudget
+from beampipe_dagster.backends.transport.credentials import CredentialStore
+from beampipe_dagster.backends.transport.ssh import SshPool
+from beampipe_dagster.backends.transport.target import Options
 from beampipe_dagster.clock import Clock, SystemClock
+from beampipe_dagster.config.profile import DeploymentProfile
 from beampipe_dagster.config.settings import Settings
 from beampipe_dagster.discovery.archives import ArchiveProvider, TapArchives
 from beampipe_dagster.discovery.gate import ArchiveGate
@@ -27,14 +33,18 @@ from beampipe_dagster.discovery.staging.options import StagingOptions
 from beampipe_dagster.discovery.staging.service import StagingService
 from beampipe_dagster.discovery.watermark import WatermarkService
 from beampipe_dagster.execution.admission import AdmissionService
+from beampipe_dagster.execution.cancel import Cancelling
 from beampipe_dagster.execution.graph_fetch import GraphFetcher
+from beampipe_dagster.execution.holds import Holds
 from beampipe_dagster.execution.launch import Launcher
 from beampipe_dagster.execution.prepare import Preparation
 from beampipe_dagster.execution.projects import ProjectService
+from beampipe_dagster.execution.retry import RetryInPlace
 from beampipe_dagster.execution.retry_policy import RetryPolicy
 from beampipe_dagster.execution.staging import StagingStep
 from beampipe_dagster.execution.steps import ExecutionSteps
 from beampipe_dagster.execution.submission import Submission
+from beampipe_dagster.execution.verification.service import VerificationService
 from beampipe_dagster.ids import Ids, UuidIds
 from beampipe_dagster.ledger.circuits import Rules
 from beampipe_dagster.ledger.engine import Ledger
@@ -61,6 +71,11 @@ class Platform:
         """Clients of translators and managers."""
         access = Access.of(header=self.settings.daliuge_auth_header, ca_file=self.settings.daliuge_ca_file)
         return BackendProvider(clock=self.clock, tm_url=self.settings.tm_url, access=access)
+
+    @cached_property
+    def ssh(self) -> SshPool:
+        """Connections to clusters' login nodes."""
+        return ssh_pool(self.settings, ledger=self.ledger, clock=self.clock, ids=self.ids)
 
     @cached_property
     def projects(self) -> ProjectService:
@@ -166,6 +181,25 @@ class Platform:
         )
 
     @cached_property
+    def cancelling(self) -> Cancelling:
+        """Cancellations."""
+        return Cancelling(ledger=self.ledger, clock=self.clock, ids=self.ids, backend_of=self.backend_of)
+
+    @cached_property
+    def retry_in_place(self) -> RetryInPlace:
+        """Failed executions that go on."""
+        return RetryInPlace(ledger=self.ledger, clock=self.clock, ids=self.ids, backend_of=self.backend_of)
+
+    @cached_property
+    def holds(self) -> Holds:
+        """What must not begin."""
+        return Holds(ledger=self.ledger, clock=self.clock, ids=self.ids)
+
+    def backend_of(self, snapshot: Mapping[str, Any]) -> Backend:
+        """The backend of a profile as an execution keeps it."""
+        return self.backends.backend(DeploymentProfile.from_snapshot(dict(snapshot)))
+
+    @cached_property
     def staging(self) -> StagingStep:
         """Files that an archive brings online first."""
         settings = self.settings
@@ -187,6 +221,11 @@ class Platform:
                 ),
             ),
         )
+
+    @cached_property
+    def verification(self) -> VerificationService:
+        """The products of executions."""
+        return VerificationService(ledger=self.ledger, clock=self.clock, ids=self.ids)
 
     @cached_property
     def poll(self) -> PollService:
@@ -228,6 +267,37 @@ def assemble(
         clock=clock,
         ids=ids,
         archives=archives or polite_archives(settings, ledger=ledger, clock=clock, ids=ids),
+    )
+
+
+def ssh_pool(
+    settings: Settings,
+    *,
+    ledger: Ledger,
+    clock: Clock | None = None,
+    ids: Ids | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> SshPool:
+    """The connections of this process to clusters' login nodes.
+
+    Parameters
+    ----------
+    environ
+        Where credentials are looked up; by default the process's environment.
+    """
+    clock, ids = clock or SystemClock(), ids or UuidIds()
+    limits = Limits(
+        max_connections=settings.ssh_max_connections,
+        commands_per_minute=float(settings.ssh_commands_per_minute),
+    )
+    return SshPool(
+        credentials=CredentialStore(environ=environ),
+        budget=SshBudget(
+            ledger=ledger, clock=clock, ids=ids, limits=limits, ttl_seconds=settings.lease_seconds
+        ),
+        clock=clock,
+        ids=ids,
+        options=Options(idle_seconds=settings.ssh_idle_seconds),
     )
 
 

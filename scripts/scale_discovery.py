@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 from beampipe_dagster.assembly import assemble  # noqa: E402  # the checkout's, found by the line above
 from beampipe_dagster.config.settings import Settings  # noqa: E402
-from beampipe_dagster.ledger.tables import source_registry  # noqa: E402
+from beampipe_dagster.ledger.tables import discovery_claims, source_registry  # noqa: E402
 from beampipe_dagster.sandbox import demo  # noqa: E402
 from beampipe_dagster.sandbox.archive.store import ArchiveStore  # noqa: E402
 from beampipe_dagster.sandbox.up import environment, stages  # noqa: E402
@@ -57,7 +57,7 @@ PAGES: dict[str, str] = {
         workspaceOrError { ... on Workspace { locationEntries { id name loadStatus } } }
         assetsOrError { ... on AssetConnection { nodes { id } } } }""",
     "sensor": """query($sensor: SensorSelector!) { sensorOrError(sensorSelector: $sensor) { ... on Sensor {
-        sensorState { status ticks(limit: 500) { timestamp endTimestamp status runIds } } } } }""",
+        sensorState { status ticks(limit: 500) { timestamp endTimestamp status skipReason runIds } } } } }""",
 }
 
 
@@ -70,6 +70,7 @@ class Figures:
     looked_at: list[tuple[float, int]] = field(default_factory=list)
     ticks: list[float] = field(default_factory=list)
     skipped: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
 
 
 def main() -> int:
@@ -135,7 +136,7 @@ def data_dir_of(command: Sequence[str]) -> Path:
 
 def watched(stack: Stack, seconds: float) -> Figures:
     """Look at everything every few seconds."""
-    figures = Figures()
+    figures, columns = Figures(), discovery_claims.c
     began, start = datetime.now(UTC), time.monotonic()
     stack.until(lambda: bool(pages_once(stack, Figures())), "pages of the web server", seconds=120)
     while time.monotonic() - start < seconds:
@@ -150,11 +151,18 @@ def watched(stack: Stack, seconds: float) -> Figures:
             done = conn.execute(
                 sa.select(sa.func.count()).where(source_registry.c.last_checked_at >= began)
             ).scalar_one()
+            claims = conn.execute(sa.select(columns.state, sa.func.count()).group_by(columns.state)).all()
         figures.looked_at.append((time.monotonic() - start, int(done)))
-        print(f"{time.monotonic() - start:6.0f} s  {done} looked at", file=sys.stderr)  # noqa: T201  # progress
+        states = ", ".join(f"{number} {state}" for state, number in claims)
+        print(  # noqa: T201  # progress
+            f"{time.monotonic() - start:6.0f} s  {done} looked at; claims: {states}", file=sys.stderr
+        )
     ticks = query(stack, "sensor")["sensorOrError"]["sensorState"]["ticks"]
     figures.ticks = [tick["endTimestamp"] - tick["timestamp"] for tick in ticks if tick["endTimestamp"]]
     figures.skipped = sum(tick["status"] != "SUCCESS" for tick in ticks)
+    figures.reasons = Counter(
+        (tick["skipReason"] or tick["status"])[:120] for tick in ticks if tick["status"] != "SUCCESS"
+    )
     return figures
 
 
@@ -224,6 +232,7 @@ def summary(figures: Figures) -> dict[str, Any]:
     return {
         "ticks": len(figures.ticks),
         "ticks_without_claim": figures.skipped,
+        "why_no_claim": dict(figures.reasons.most_common(10)),
         "median_tick_s": round(statistics.median(figures.ticks), 3) if figures.ticks else None,
         "longest_tick_s": round(max(figures.ticks, default=float("inf")), 3),
         "looked_at": looked_at,

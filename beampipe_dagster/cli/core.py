@@ -68,9 +68,12 @@ class Context:
         ConfigError
             A variable cannot be used.
         """
+        from beampipe_dagster.cli.logs import to_stderr  # noqa: PLC0415  # start-up time
         from beampipe_dagster.config.settings import Settings  # noqa: PLC0415  # start-up time
 
-        return Settings.from_env(self.environ)
+        found = Settings.from_env(self.environ)
+        to_stderr(as_json=found.log_json)
+        return found
 
     @cached_property
     def platform(self) -> Platform:

@@ -14,7 +14,9 @@ from rich.console import Console
 from sqlalchemy.engine import Connection
 
 from beampipe_dagster.cli.core import Context, Group, pass_context
+from beampipe_dagster.cli.execution_control import EXECUTION_COMMANDS
 from beampipe_dagster.cli.execution_queue import launch, prepare, queue
+from beampipe_dagster.cli.execution_verify import verify
 from beampipe_dagster.cli.execution_view import load, show_execution
 from beampipe_dagster.cli.render import cell, emit, facts, section, short_ids, table, when
 from beampipe_dagster.config.canonical import canonical_json
@@ -90,7 +92,7 @@ def execution() -> None:
     """Executions: one signature on its way through DALiuGE."""
 
 
-for command in (queue, prepare, launch):
+for command in (queue, prepare, launch, verify, *EXECUTION_COMMANDS):
     execution.add_command(command)
 
 

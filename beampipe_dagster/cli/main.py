@@ -24,6 +24,7 @@ root = Root(
         "source": (f"{_CLI}.source:source", "Sources: register, list, show, discover."),
         "execution": (f"{_CLI}.execution:execution", "Executions: list, show."),
         "archive": (f"{_CLI}.archive:archive", "Archives: list, show, open, close, probe."),
+        "slurm": (f"{_CLI}.slurm_credentials:slurm", "Clusters: credentials of login nodes, ping."),
         "timeline": (f"{_CLI}.timeline:timeline", "What happened to a source, an execution, a survey."),
         "sandbox": (f"{_CLI}.sandbox:sandbox", "The sandbox archive: deposits, faults, query log."),
         "ledger": (f"{_CLI}.ledger:ledger", "The ledger's database: migrate, status, verify."),

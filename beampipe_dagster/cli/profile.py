@@ -12,6 +12,7 @@ from beampipe_dagster.backends.slurm.session_files import IMAGE_VARIABLE
 from beampipe_dagster.cli.core import EXIT_FAILED, Context, Group, pass_context
 from beampipe_dagster.cli.diagnostics import show_report
 from beampipe_dagster.cli.execution import resolve
+from beampipe_dagster.cli.execution_control import PROFILE_COMMANDS
 from beampipe_dagster.cli.render import DIGITS, cell, console, emit, facts, section, table, when
 from beampipe_dagster.config.canonical import canonical_json, parse_json
 from beampipe_dagster.config.profile import DeploymentProfile, RestRemote, load_profile, profile_warnings
@@ -27,6 +28,10 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.group(cls=Group)
 def profile() -> None:
     """Deployment profiles: where graphs are translated and run."""
+
+
+for command in PROFILE_COMMANDS:
+    profile.add_command(command)
 
 
 @profile.command("validate")

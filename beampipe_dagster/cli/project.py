@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 
 from beampipe_dagster.cli.core import EXIT_FAILED, Context, Group, pass_context
 from beampipe_dagster.cli.diagnostics import show_report
+from beampipe_dagster.cli.execution_control import PROJECT_COMMANDS
 from beampipe_dagster.cli.project_health import health
 from beampipe_dagster.cli.project_prune import prune
 from beampipe_dagster.cli.project_revisions import register, show_notes
@@ -37,6 +38,8 @@ def project() -> None:
 register(project)
 project.add_command(health)
 project.add_command(prune)
+for command in PROJECT_COMMANDS:
+    project.add_command(command)
 
 
 @project.command("validate")

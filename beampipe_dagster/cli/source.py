@@ -12,9 +12,11 @@ from rich.console import Console
 from sqlalchemy.engine import Connection
 
 from beampipe_dagster.cli.core import Context, Group, pass_context
+from beampipe_dagster.cli.execution_control import SOURCE_COMMANDS
 from beampipe_dagster.cli.render import cell, emit, facts, number, table, when
 from beampipe_dagster.cli.source_file import STDIN, read_sources
 from beampipe_dagster.cli.source_priority import prioritize
+from beampipe_dagster.cli.source_staleness import set_staleness
 from beampipe_dagster.cli.source_sweep import sweep
 from beampipe_dagster.cli.source_view import load, show_source
 from beampipe_dagster.ledger import projects, sources
@@ -43,6 +45,9 @@ def source() -> None:
 
 source.add_command(sweep)
 source.add_command(prioritize)
+for command in SOURCE_COMMANDS:
+    source.add_command(command)
+source.add_command(set_staleness)
 
 
 @source.command("register")

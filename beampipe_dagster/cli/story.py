@@ -126,6 +126,12 @@ def _mismatch(payload: Payload) -> str:
     return f"two layers contradict each other: {_text(payload, 'code').replace('_', ' ')}{person}"
 
 
+def _verified(payload: Payload) -> str:
+    by = _text(payload, "publisher")
+    receipt = _text(payload, "receipt_id")
+    return f"products verified by {by}: {_count(payload, 'products', 'product')}, receipt {receipt}"
+
+
 def _escalated(payload: Payload) -> str:
     return (
         f"an operator should look: {_text(payload, 'message', _text(payload, 'reason', 'no reason given'))}"
@@ -170,6 +176,11 @@ def _prioritized(payload: Payload) -> str:
     return f"priority {_text(payload, 'before')} → {_text(payload, 'priority')}"
 
 
+def _staleness_set(payload: Payload) -> str:
+    hours = payload.get("hours")
+    return "looks are stale after " + ("as long as the survey says" if hours is None else f"{hours} h")
+
+
 def _activated(payload: Payload) -> str:
     return f"survey at revision {_text(payload, 'version')} ({_text(payload, 'spec_sha256')[:DIGITS]})"
 
@@ -180,6 +191,7 @@ _WORDS: Final[dict[str, tuple[Callable[[Payload], str], str]]] = {
     "source.updated": (_updated, ""),
     "source.enabled": (lambda _: "enabled", ""),
     "source.disabled": (lambda _: "disabled", _WAITS),
+    "source.staleness_set": (_staleness_set, ""),
     "source.deleted": (lambda _: "deleted from the registry", _WAITS),
     "discovery.requested": (_asked, ""),
     "discovery.changed": (_changed, "cyan"),
@@ -226,9 +238,35 @@ _WORDS: Final[dict[str, tuple[Callable[[Payload], str], str]]] = {
     "execution.poll_budget_escalation": (_escalated, _WAITS),
     "execution.no_progress_escalation": (_escalated, _WAITS),
     "execution.submission_unresolved": (_escalated, _BAD),
+    "execution.cancel_requested": (
+        lambda payload: f"cancellation asked for: {_text(payload, 'reason')}",
+        _WAITS,
+    ),
+    "execution.cancel_unconfirmed": (
+        lambda payload: f"told to stop, not confirmed yet: {_text(payload, 'reason')}",
+        _WAITS,
+    ),
+    "execution.retry_requested": (lambda payload: f"retry asked for: {_text(payload, 'reason')}", _WAITS),
+    "execution.submission_detected_after_abandonment": (
+        lambda payload: f"its session {_text(payload, 'session_id')} turned up after it had been given up",
+        _BAD,
+    ),
+    "source.held": (lambda payload: f"held by an operator: {_text(payload, 'reason')}", _WAITS),
+    "source.released": (lambda payload: f"no longer held: {_text(payload, 'reason')}", ""),
+    "execution.launch_held": (lambda payload: f"held by an operator: {_text(payload, 'reason')}", _WAITS),
+    "execution.launch_released": (lambda payload: f"no longer held: {_text(payload, 'reason')}", ""),
+    "project.held": (lambda payload: f"survey held: {_text(payload, 'reason')}", _WAITS),
+    "project.released": (lambda payload: f"survey no longer held: {_text(payload, 'reason')}", ""),
+    "profile.paused": (lambda payload: f"profile paused: {_text(payload, 'reason')}", _WAITS),
+    "profile.resumed": (lambda payload: f"profile resumed: {_text(payload, 'reason')}", ""),
     "execution.session_left_behind": (
         lambda payload: f"its session could not be deleted: {_error(payload)}",
         _QUIET,
+    ),
+    "execution.outputs_verified": (_verified, _GOOD),
+    "execution.outputs_failed": (
+        lambda payload: f"products refused: {_text(payload, 'reason', 'no reason given')}",
+        _BAD,
     ),
     "execution.completed": (_ended("completed"), _GOOD),
     "execution.failed": (_failed, _BAD),

@@ -147,6 +147,11 @@ class Settings:
     staging_min_validity_seconds
         How long the URLs of staged files must be good when they are submitted
         (``BEAMPIPE_STAGING_MIN_VALIDITY_SECONDS``).
+    ssh_max_connections, ssh_commands_per_minute
+        What all processes together take of a cluster's login nodes (``BEAMPIPE_SSH_MAX_CONNECTIONS``,
+        ``BEAMPIPE_SSH_COMMANDS_PER_MINUTE``).
+    ssh_idle_seconds
+        After how long an SSH connection that nobody uses is closed (``BEAMPIPE_SLURM_SSH_IDLE_SECONDS``).
     log_json
         Whether logs are JSON lines (``BEAMPIPE_LOG_JSON``).
     """
@@ -192,6 +197,9 @@ class Settings:
     staging_patience_seconds: float = 120.0
     staging_create_deadline_seconds: float = 900.0
     staging_min_validity_seconds: float = 3600.0
+    ssh_max_connections: int = 4
+    ssh_commands_per_minute: int = 120
+    ssh_idle_seconds: float = 300.0
     log_json: bool = False
 
     @classmethod
@@ -260,6 +268,9 @@ class Settings:
             staging_patience_seconds=env.seconds("BEAMPIPE_STAGING_PATIENCE_SECONDS", 120.0),
             staging_create_deadline_seconds=env.seconds("BEAMPIPE_STAGING_CREATE_DEADLINE_SECONDS", 900.0),
             staging_min_validity_seconds=env.seconds("BEAMPIPE_STAGING_MIN_VALIDITY_SECONDS", 3600.0),
+            ssh_max_connections=env.integer("BEAMPIPE_SSH_MAX_CONNECTIONS", 4, high=100),
+            ssh_commands_per_minute=env.integer("BEAMPIPE_SSH_COMMANDS_PER_MINUTE", 120, high=6000),
+            ssh_idle_seconds=env.seconds("BEAMPIPE_SLURM_SSH_IDLE_SECONDS", 300.0),
             log_json=env.flag("BEAMPIPE_LOG_JSON", default=False),
         )
 

@@ -14,6 +14,7 @@ from beampipe_dagster.defs.assets import steps_of, survey_assets
 from beampipe_dagster.defs.checks import survey_checks
 from beampipe_dagster.defs.execution_jobs import EXECUTION_JOBS
 from beampipe_dagster.defs.jobs import OPERATOR_JOBS, discover_batch
+from beampipe_dagster.defs.overview import survey_overviews
 from beampipe_dagster.defs.resources import PlatformResource
 from beampipe_dagster.defs.retention import prune_partitions, prune_partitions_daily
 from beampipe_dagster.defs.sensors import execution_tick, poll_executions, scheduler_tick
@@ -55,7 +56,7 @@ def _shared(services: Platform) -> dg.Definitions:
     return dg.Definitions(
         jobs=[discover_batch, prune_partitions, watermark_sweep, *OPERATOR_JOBS, *EXECUTION_JOBS],
         schedules=[prune_partitions_daily],
-        sensors=[poll_executions(interval)],
+        sensors=[poll_executions(interval), survey_overviews(services.settings.tick_interval_seconds)],
     )
 
 
@@ -82,7 +83,9 @@ def survey_definitions(config: ProjectConfig, interval_seconds: int) -> dg.Defin
     project_id = config.metadata.id
     job = dg.define_asset_job(
         names.execution_job(project_id),
-        selection=dg.AssetSelection.assets(*(names.asset_key(project_id, spec.name) for spec in steps_of(config))),
+        selection=dg.AssetSelection.assets(
+            *(names.asset_key(project_id, spec.name) for spec in steps_of(config))
+        ),
         executor_def=dg.in_process_executor,
         description="Takes an admitted execution from its manifest to a running session.",
         tags={names.TAG_PROJECT: project_id, names.TAG_KIND: "execution"},

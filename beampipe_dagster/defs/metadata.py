@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 import dagster as dg
 
+from beampipe_dagster.clock import rfc3339
 from beampipe_dagster.execution.run_record import headline
+from beampipe_dagster.ledger.gates import ArchiveRow
+from beampipe_dagster.observe.sky import as_image, sky_svg
+from beampipe_dagster.observe.survey_overview import Overview
 
 Metadata = dict[str, dg.MetadataValue[Any]]
 
@@ -24,7 +29,7 @@ DATASET_COLUMNS: Final = dg.TableSchema(
 """Columns of the datasets table of a signature."""
 
 
-def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dg.MetadataValue[Any]:
+def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> dg.MetadataValue[Any]:
     """A table of texts with these columns, in the given order."""
     return dg.MetadataValue.table(
         records=[
@@ -54,13 +59,78 @@ def of_signature(facts: Mapping[str, Any]) -> Metadata:
         "dataset_count": dg.MetadataValue.int(int(facts["dataset_count"])),
         "datasets": table(facts.get("datasets") or [], ["sbid", "dataset_id", "quality", "scan_id"]),
         "discovery_flags": dg.MetadataValue.json(dict(facts.get("flags") or {})),
-        "change": dg.MetadataValue.json(dict(diff)),
+        **_of_diff(diff),
         "evidence": table(
-            facts.get("evidence") or [], ["adapter", "rows", "seconds", "answer", "started_at", "url"]
+            facts.get("evidence") or [],
+            ["adapter", "rows", "seconds", "answer", "attempts", "started_at", "url"],
         ),
         "discovered_at": text(facts.get("discovered_at")),
     }
     return shown
+
+
+def _of_diff(diff: Mapping[str, Any]) -> Metadata:
+    """What two signatures differ in: numbers, which Dagster draws over time, and a row for each difference."""
+    counts = diff.get("counts") or {}
+    shown: Metadata = {
+        f"datasets_{name}": dg.MetadataValue.int(int(counts.get(name, 0)))
+        for name in ("added", "removed", "changed")
+    }
+    rows: list[dict[str, Any]] = [
+        {**ref, "change": kind} for kind in ("added", "removed") for ref in diff.get(kind) or []
+    ]
+    for kind in ("changed", "flags"):
+        rows += [
+            {"change": kind, **entry, "field": name, "before": values["old"], "after": values["new"]}
+            for entry in diff.get(kind) or []
+            for name, values in entry["fields"].items()
+        ]
+    if rows:
+        shown["differences"] = table(rows, ["change", "sbid", "dataset", "field", "before", "after"])
+    if diff.get("truncated") or len(rows) > ROWS_SHOWN:
+        shown["differences_note"] = text("more differs than is listed; the numbers count all of it")
+    return shown
+
+
+def of_overview(overview: Overview, archives: Sequence[ArchiveRow]) -> Metadata:
+    """A survey at one moment: a picture of the sky, tables, and numbers that Dagster draws over time."""
+    picture = sky_svg(overview.words, overview.places, overview.cells)
+    counted = {name: dg.MetadataValue.int(value) for name, value in overview.numbers.items()}
+    words: list[dict[str, object]] = [
+        {"state": word.replace("_", " "), "sources": number, "share": f"{number / overview.total:.1%}"}
+        for word, number in overview.words.items()
+    ]
+    looks: list[dict[str, object]] = [
+        {"look": "oldest last look", "value": _moment(overview.oldest_look)},
+        {"look": "newest look", "value": _moment(overview.newest_look)},
+        {"look": "stale sources", "value": overview.stale},
+        {"look": "never looked at", "value": overview.never_looked},
+        {"look": "sources without coordinates", "value": overview.without_place},
+    ]
+    return {
+        "sky": dg.MetadataValue.md(as_image(picture, f"The sources of {overview.project_id} in the sky")),
+        "states": table(words, ["state", "sources", "share"]),
+        "freshness": table(looks, ["look", "value"]),
+        "archives": table(
+            [_of_archive(row) for row in archives], ["archive", "answers", "circuit", "latency"]
+        ),
+        **counted,
+    }
+
+
+def _of_archive(row: ArchiveRow) -> dict[str, str]:
+    answers = {None: "not asked yet", True: "yes", False: "no"}[row.answers]
+    latency = "" if row.latency_seconds is None else f"{row.latency_seconds:.2f} s"
+    return {
+        "archive": row.name,
+        "answers": answers,
+        "circuit": row.circuit.state.value.replace("_", " "),
+        "latency": latency,
+    }
+
+
+def _moment(at: datetime | None) -> str:
+    return "none yet" if at is None else rfc3339(at.replace(microsecond=0))
 
 
 def of_registry(facts: Mapping[str, Any]) -> Metadata:

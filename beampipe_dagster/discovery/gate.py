@@ -5,8 +5,9 @@ gets it from everybody. One that fails several times in a row is left alone, unt
 circuit is open, and requests fail at once instead of waiting for a timeout each.
 
 A permit costs two short transactions: one takes it, one gives it back with what the request said about the
-archive. Threads of one process queue among themselves first; who waits looks at the ledger by reading only, ever
-less often.
+archive. Neither waits for the disk, since after a power cut nobody holds a permit; only what changes a circuit, or
+counts towards opening it, does. Threads of one process queue among themselves first; who waits looks at the ledger
+by reading only, ever less often.
 """
 
 from __future__ import annotations
@@ -241,7 +242,7 @@ class ArchiveGate:
             wait = min(wait * 2, LONGEST_WAIT_SECONDS)
 
     def _try(self, use: Use, token: str, *, force_probe: bool) -> Granted | Wait | ShutOff:
-        with self._ledger.begin() as conn:
+        with self._ledger.relaxed() as conn:
             return gates.take(
                 conn,
                 use.key,
@@ -263,8 +264,9 @@ class ArchiveGate:
     def _give_back(self, use: Use, permit: Permit) -> None:
         with self._lock:
             self._held.discard(permit.token)
+        lasting = permit.probe or permit.outcome not in {Outcome.ANSWERED, Outcome.NOTHING}
         try:
-            with self._ledger.begin() as conn:
+            with self._ledger.begin() if lasting else self._ledger.relaxed() as conn:
                 now = self._clock.now()
                 settled = gates.settle(
                     conn,
@@ -299,7 +301,7 @@ class ArchiveGate:
                     self._keeper = None
                     return
             try:
-                with self._ledger.begin() as conn:
+                with self._ledger.relaxed() as conn:
                     gates.renew(conn, tokens, expires_at=self._clock.now() + self._ttl)
             except BeampipeError:
                 continue  # the ledger is away for a moment: the next renewal may find it again

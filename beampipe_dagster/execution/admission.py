@@ -20,6 +20,7 @@ from beampipe_dagster.errors import BeampipeError, ConflictError, InputError
 from beampipe_dagster.execution import request as asked
 from beampipe_dagster.execution.creation import AUTOMATION, Order, create, create_all, groups_of
 from beampipe_dagster.execution.decisions import Cap, as_json, room
+from beampipe_dagster.execution.holds import HELD, delayed, has_failed, hold_words, operator_hold
 from beampipe_dagster.execution.options import AS_USUAL, LaunchOptions
 from beampipe_dagster.execution.request import LaunchRequest, Problem
 from beampipe_dagster.execution.retry_policy import RetryPolicy
@@ -29,6 +30,7 @@ from beampipe_dagster.ledger import (
     archive,
     decisions,
     executions,
+    holds,
     pending,
     profiles,
     projects,
@@ -44,7 +46,6 @@ from beampipe_dagster.ledger.projects import ProjectRevision
 from beampipe_dagster.ledger.sources import Source
 from beampipe_dagster.signature.payload import partition_key
 from beampipe_dagster.sources.readiness import Blocker, blocker
-from beampipe_dagster.sources.status import FAILED_HOLDS
 
 QUEUE: Final = "admission"
 """Where admissions of all processes queue: caps are kept by counting, which two may not do at once."""
@@ -150,6 +151,14 @@ class AdmissionService:
             return AdmissionReport(
                 project_id, skip_reason=error.code, message=str(error), waiting=tick.count()
             )
+        against = holds.against(tick.conn, project_id, tick.profile.id, now=tick.now)
+        if against:
+            return AdmissionReport(
+                project_id,
+                skip_reason=f"{against[0].scope}_held",
+                message=hold_words(against[0]),
+                waiting=tick.count(),
+            )
         tick.caps = self._caps(tick.conn, project_id, rules, tick.profile)
         runs, reason = room(tick.caps, tick_limit=rules.tick_execution_run_limit)
         if not runs:
@@ -174,7 +183,7 @@ class AdmissionService:
         limit = rules.tick_execution_source_limit
         candidates = pending.take(conn, project_id, limit=limit, now=now)
         for source in pending.delayed(conn, project_id, limit=limit, now=now):
-            tick.held[source.source_identifier] = _delayed(source)
+            tick.held[source.source_identifier] = delayed(source)
         if not candidates:
             return AdmissionReport(project_id, skip_reason="no_pending_sources", held=tick.codes())
         ready = self._sort(tick, candidates)
@@ -217,10 +226,15 @@ class AdmissionService:
         conn, project_id = tick.conn, tick.revision.project_id
         busy = executions.active_sources(conn, project_id)
         rows = archive.metadata_of(conn, project_id, [source.source_identifier for source in candidates])
+        kept = holds.of_sources(conn, project_id, now=tick.now)
         ready: list[Source] = []
         done: list[str] = []
         for source in candidates:
             name = source.source_identifier
+            if name in kept:
+                tick.held[name] = Held(HELD, hold_words(kept[name]), kept[name].expires_at)
+                self._hold(conn, source, operator_hold(kept[name]), tick.now)
+                continue
             if name in busy:
                 tick.held[name] = Held("source_already_executing", "an active execution has it")
                 continue
@@ -359,7 +373,7 @@ class AdmissionService:
             queue(conn, QUEUE)
             projects.active(conn, project_id)
             rows = self._registered(conn, project_id, identifiers)
-            failed = [row for row in rows if _failed(row)]
+            failed = [row for row in rows if has_failed(row)]
             if failed:
                 self._release(conn, failed, actor, "released", now)
         return [row.source_identifier for row in failed]
@@ -459,19 +473,6 @@ class _Tick:
 
     def count(self) -> int:
         return pending.count(self.conn, self.revision.project_id)
-
-
-def _failed(source: Source) -> bool:
-    """Whether an execution of the source's current signature failed, and nothing newer is on its way."""
-    if source.failed_now:
-        return True
-    return not source.workflow_run_pending and (source.hold or {}).get("code") in FAILED_HOLDS
-
-
-def _delayed(source: Source) -> Held:
-    at = source.retry_at
-    when = f" at {rfc3339(at)}" if at else ""
-    return Held("retry_waiting", f"its last execution failed; it is tried again{when}", at)
 
 
 def _too_few(ready: Sequence[Source], rules: ExecutionAutomation, now: datetime) -> Held | None:

@@ -6,11 +6,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from beampipe_dagster.clock import Clock
 from beampipe_dagster.errors import BeampipeError, ConflictError, Retry
 from beampipe_dagster.ledger import executions
 from beampipe_dagster.ledger.engine import Ledger
+
+CANCEL_REQUESTED: Final = "cancel_requested"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +35,10 @@ class Holder:
         Raises
         ------
         ConflictError
-            ``lease_lost``.
+            ``lease_lost``; ``cancel_requested``: it is to be cancelled.
         """
         with self.ledger.begin() as conn:
+            cancelled = executions.cancel_requested(conn, self.execution_id)
             kept = executions.renew_lease(
                 conn, self.execution_id, self.token, now=self.clock.now(), seconds=self.seconds
             )
@@ -44,6 +48,17 @@ class Holder:
                 code="lease_lost",
                 hint="nothing more was done here; the other process goes on",
             )
+        if cancelled:
+            raise to_be_cancelled(self.execution_id)
+
+
+def to_be_cancelled(execution_id: str) -> ConflictError:
+    """Why a step begins nothing more."""
+    return ConflictError(
+        f"execution {execution_id} is to be cancelled",
+        code=CANCEL_REQUESTED,
+        hint="nothing more is begun; it ends by itself: beampipe execution show " + execution_id,
+    )
 
 
 @contextmanager
@@ -89,7 +104,8 @@ def _keep(holder: Holder, stop: threading.Event) -> None:
     while not stop.wait(holder.seconds / 3):
         try:
             holder.confirm()
-        except ConflictError:
-            return
+        except ConflictError as error:
+            if error.code != CANCEL_REQUESTED:
+                return  # while it is to be cancelled, it is still ours
         except BeampipeError:
             continue  # the ledger is away for a moment: the next renewal may find it again

@@ -17,7 +17,7 @@ from beampipe_dagster.clock import Clock
 from beampipe_dagster.errors import ConflictError
 from beampipe_dagster.execution.admission import AdmissionService
 from beampipe_dagster.execution.options import LaunchOptions
-from beampipe_dagster.ledger import executions, sources
+from beampipe_dagster.ledger import executions, holds, sources
 from beampipe_dagster.ledger.engine import Ledger
 from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.states import ACTIVE, Status, SubmissionState
@@ -61,6 +61,8 @@ class Launcher:
                     [SubmissionState.NOT_STARTED.value, SubmissionState.PREPARING.value]
                 ),
                 record.c.next_launch_at <= now,
+                record.c.cancel_requested_at.is_(None),
+                holds.may_launch(now),
                 sa.or_(record.c.lease_token.is_(None), record.c.lease_expires_at <= now),
                 limit=limit,
                 lock=True,

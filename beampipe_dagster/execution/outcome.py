@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from sqlalchemy.engine import Connection
@@ -17,6 +18,8 @@ from beampipe_dagster.ledger.states import Status, TerminalOutcome
 
 OUTCOME_ASSET: Final = "execution_outcome"
 OUTCOME_CHECK: Final = "execution_succeeded"
+CANCELLED_HOLD: Final = "cancelled_by_operator"
+"""Code of the hold of a source whose execution an operator cancelled."""
 SUCCEEDED: Final = frozenset({Status.COMPLETED, Status.NOT_SUBMITTED})
 """Statuses after which a signature counts as executed: everything that was asked for was done."""
 
@@ -33,12 +36,18 @@ def finish(
     error: str | None = None,
     error_code: str | None = None,
     failure_class: str | None = None,
+    more: Mapping[str, JsonValue] | None = None,
 ) -> Execution:
     """Move an execution to a terminal status, with all that follows from it, in the caller's transaction.
 
     A completed execution marks its signatures as executed, and so does one that was not to be submitted. A failed
     one makes its sources pending again after a while, as far as its budget of retries goes; then it holds them for
     the operator. A new signature makes a source pending by itself.
+
+    Parameters
+    ----------
+    more
+        What the event of the ending says beside its outcome.
     """
     now = clock.now()
     done = executions.move(
@@ -54,10 +63,17 @@ def finish(
         },
     )
     retry = _settle_sources(conn, done, clock=clock)
-    told: dict[str, JsonValue] = {"outcome": outcome.value, "error": error, "code": error_code}
+    told: dict[str, JsonValue] = {
+        "outcome": outcome.value,
+        "error": error,
+        "code": error_code,
+        **(more or {}),
+    }
     if retry is not None and retry.budget:
         told["retry_at"] = rfc3339(retry.at) if retry.at else None
         told["retry"] = f"{min(retry.number, retry.budget)} of {retry.budget}"
+    if done.cancel_requested_at is not None:
+        told |= {"cancel_requested_by": done.cancel_requested_by, "cancel_reason": done.cancel_reason}
     provenance.record(
         conn,
         [
@@ -92,6 +108,15 @@ def _settle_sources(conn: Connection, execution: Execution, *, clock: Clock) -> 
             }
             sources.update(conn, [row.id], done, now=now)
         return None
+    if execution.cancel_requested_at is not None and execution.status in {Status.CANCELLED, Status.FAILED}:
+        stopped: dict[str, object] = {
+            "hold": _cancelled(execution),
+            "workflow_run_pending": False,
+            "workflow_run_pending_at": None,
+            **FORGIVEN,
+        }
+        sources.update(conn, [row.id for row in current], stopped, now=now)
+        return None
     if execution.status is not Status.FAILED:
         return None
     retry = after_failure(
@@ -114,6 +139,16 @@ def _settle_sources(conn: Connection, execution: Execution, *, clock: Clock) -> 
             values |= {"workflow_run_pending": True, "workflow_run_pending_at": now}
         sources.update(conn, [row.id], values, now=now)
     return retry
+
+
+def _cancelled(execution: Execution) -> dict[str, JsonValue]:
+    return {
+        "code": CANCELLED_HOLD,
+        "message": f"execution {execution.id} was cancelled by {execution.cancel_requested_by}: "
+        f"{execution.cancel_reason}",
+        "hint": "it runs again when the archives give it a new signature, or when you release it",
+        "execution_id": execution.id,
+    }
 
 
 def _hold(execution: Execution, signature: str, retry: Retry) -> dict[str, JsonValue]:

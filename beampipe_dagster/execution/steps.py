@@ -38,7 +38,7 @@ from beampipe_dagster.execution.graph import (
     verify_injection,
 )
 from beampipe_dagster.execution.graph_lint import Finding, Severity, lint
-from beampipe_dagster.execution.holder import Holder, holding
+from beampipe_dagster.execution.holder import CANCEL_REQUESTED, Holder, holding, to_be_cancelled
 from beampipe_dagster.execution.manifest import OVERRIDES, build_manifest, embedded_text
 from beampipe_dagster.execution.outcome import finish
 from beampipe_dagster.execution.patch_check import check_overrides, refuse_errors
@@ -309,10 +309,15 @@ class ExecutionSteps:
                     code="execution_terminal",
                     hint="a terminal execution is never run again; a new signature makes a new one",
                 )
+            if execution.cancel_requested_at is not None and execution.submission_state not in MAY_EXIST:
+                self._let_go(execution_id, holder)
+                raise to_be_cancelled(execution_id)
+            if execution.status is Status.RETRYING:
+                execution = self._again(execution)
             try:
                 yield execution, held
             except ConflictError as error:
-                if error.code == NOT_READY:
+                if error.code in {NOT_READY, CANCEL_REQUESTED}:
                     self._let_go(execution_id, holder)
                 raise
             except BeampipeError as error:
@@ -324,6 +329,12 @@ class ExecutionSteps:
                 )
                 self._record_failure(execution_id, holder, failure)
                 raise failure from error
+
+    def _again(self, execution: Execution) -> Execution:
+        """A retry begins: from here on it is an execution that runs, like any other."""
+        with self.ledger.begin() as conn:
+            patch = fsm.StatusPatch(status=Status.RUNNING)
+            return executions.move(conn, execution, now=self.clock.now(), patch=patch)
 
     def _let_go(self, execution_id: str, holder: str) -> None:
         with self.ledger.begin() as conn:

@@ -18,7 +18,7 @@ from beampipe_dagster.clock import Clock
 from beampipe_dagster.discovery.staging.redaction import conceal
 from beampipe_dagster.errors import BackendUnavailableError, BeampipeError, ConflictError, Retry
 from beampipe_dagster.execution import run_record
-from beampipe_dagster.execution.holder import Holder
+from beampipe_dagster.execution.holder import CANCEL_REQUESTED, Holder
 from beampipe_dagster.execution.options import LaunchOptions
 from beampipe_dagster.execution.outcome import finish
 from beampipe_dagster.execution.steps import ExecutionSteps, StepReport, needed, profile_of
@@ -173,7 +173,9 @@ class Submission:
         before_deploy: Callable[[], None] = held.confirm
         try:
             return backend.submit(name, drops, before_deploy=before_deploy)
-        except ConflictError:
+        except ConflictError as error:
+            if error.code == CANCEL_REQUESTED:
+                self._cancelled_in_time(execution, backend)
             raise  # the lease went to another process, which looks for the session: nothing is ours to write
         except BeampipeError as error:
             conceal(error)  # a manager may repeat the graph, which has the URLs of staged files by now
@@ -201,6 +203,31 @@ class Submission:
                 current,
                 now=self._steps.clock.now(),
                 values={"submission_state": state, "control_phase": ControlPhase.TRANSLATED},
+            )
+
+    def _cancelled_in_time(self, execution: Execution, backend: Backend) -> None:
+        """Nothing was deployed, and nothing will be: what was sent is removed, and the execution ends.
+
+        Where the session cannot be removed, the poll finds out about it as about any submission without a receipt.
+        """
+        try:
+            backend.discard(execution.daliuge_session_id or "")
+        except BeampipeError as error:
+            self._uncertain(execution, error)
+            return
+        with self._ledger.begin() as conn:
+            current = executions.get(conn, execution.id, lock=True)
+            same = current.daliuge_session_id == execution.daliuge_session_id
+            if current.terminal or not same or current.submission_state is not SubmissionState.IN_FLIGHT:
+                return
+            finish(
+                conn,
+                current,
+                Status.CANCELLED,
+                outcome=TerminalOutcome.CANCELLED,
+                clock=self._steps.clock,
+                ids=self._steps.ids,
+                values={"submission_state": SubmissionState.NOT_STARTED},
             )
 
     def _uncertain(self, execution: Execution, error: BeampipeError) -> None:
@@ -246,9 +273,16 @@ def record_receipt(
     ----------
     adopted
         The receipt comes from looking, because the submitting process did not live to write it.
+
+    Raises
+    ------
+    ConflictError
+        ``receipt_conflict``: another receipt is kept already.
     """
     if execution.submission_state is SubmissionState.SUBMITTED:
-        return execution
+        return _same_receipt(execution, receipt)
+    if execution.terminal:
+        return _late_receipt(conn, execution, receipt, clock=clock, ids=ids)
     now: datetime = clock.now()
     record = run_record.with_deploy(
         execution.run_record,
@@ -298,6 +332,53 @@ def record_receipt(
         now=now,
     )
     return moved
+
+
+def _same_receipt(execution: Execution, receipt: SubmissionReceipt) -> Execution:
+    kept = (execution.daliuge_session_id, execution.daliuge_manager_url)
+    if kept != (receipt.session_id, receipt.manager_url):
+        raise ConflictError(
+            f"execution {execution.id} has the receipt of session {kept[0]} at {kept[1]}, in conflict with that of "
+            f"{receipt.session_id} at {receipt.manager_url}",
+            code="receipt_conflict",
+            hint="look at both sessions; what is kept is not changed",
+        )
+    return execution
+
+
+def _late_receipt(
+    conn: Connection, execution: Execution, receipt: SubmissionReceipt, *, clock: Clock, ids: Ids
+) -> Execution:
+    """The execution ended without it: the receipt is evidence, kept once, and changes no status."""
+    payload: dict[str, Any] = {
+        "session_id": receipt.session_id,
+        "manager_url": receipt.manager_url,
+        "drops": receipt.drops,
+        "late": True,
+    }
+    if any(one["payload"] == payload for one in observations.of(conn, execution.id)):
+        return execution
+    abandoned = execution.submission_abandoned_at is not None
+    seen = Observation(
+        execution.id,
+        "daliuge_session",
+        "receipt_after_end",
+        reason="a receipt came after the execution had ended",
+        payload=payload,
+    )
+    observations.record(conn, [seen], ids=ids, now=clock.now())
+    event = provenance.Event(
+        event_type="execution.submission_detected_after_abandonment"
+        if abandoned
+        else "execution.submission_recorded",
+        project_module=execution.project_module,
+        source_identifier=execution.source_identifiers[0],
+        execution_id=execution.id,
+        correlation_id=execution.claim_token,
+        payload=payload,
+    )
+    provenance.record(conn, [event], ids=ids, now=clock.now())
+    return execution
 
 
 def facts_of(execution: Execution) -> dict[str, Any]:

@@ -72,6 +72,39 @@ def put(
     return describe(conn, execution_id, kind)
 
 
+def put_published(
+    conn: Connection,
+    execution_id: str,
+    report: JsonValue,
+    *,
+    uri: str,
+    media_type: str,
+    phase: str,
+    facts: dict[str, JsonValue],
+    ids: Ids,
+    now: datetime,
+) -> Artifact:
+    """Keep the report about products that are at ``uri``; the caller made sure that it is the first."""
+    content = canonical_json(report).encode()
+    conn.execute(
+        sa.insert(execution_artifacts).values(
+            id=ids.new(),
+            execution_id=execution_id,
+            kind=ArtifactKind.OUTPUT_INVENTORY.value,
+            storage_kind="remote",
+            media_type=media_type,
+            sha256=sha256_hex(content),
+            size_bytes=len(content),
+            content=zlib.compress(content),
+            uri=uri,
+            producer_phase=phase,
+            metadata=facts,
+            created_at=now,
+        )
+    )
+    return describe(conn, execution_id, ArtifactKind.OUTPUT_INVENTORY)
+
+
 def _find(conn: Connection, execution_id: str, kind: ArtifactKind, digest: str) -> Artifact | None:
     columns = execution_artifacts.c
     row = conn.execute(

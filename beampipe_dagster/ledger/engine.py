@@ -3,6 +3,9 @@
 SQLite runs in WAL mode with foreign keys, a busy timeout and full synchronisation: an intent must survive a
 power cut. A writing transaction begins with ``BEGIN IMMEDIATE``, so that two writers queue instead of failing
 when a reader wants to become a writer.
+
+What may be lost in a power cut is written by :meth:`Ledger.relaxed`: at once visible to everybody, whole or not at
+all, and on the disk with the next transaction that waits for it.
 """
 
 from __future__ import annotations
@@ -47,6 +50,23 @@ class Ledger:
         with _translated(), self.engine.connect() as conn:
             conn = conn.execution_options(beampipe_write=True)  # noqa: PLW2901  # same connection, writing
             with conn.begin():
+                yield conn
+
+    @contextmanager
+    def relaxed(self) -> Iterator[Connection]:
+        """A writing transaction that does not wait for the disk.
+
+        For what a power cut may take back, and for nothing else: the last of such transactions, though never a part
+        of one, nor anything that :meth:`begin` wrote. A process that dies takes nothing with it. (SQLite:
+        ``synchronous = NORMAL`` in WAL mode; PostgreSQL: ``synchronous_commit = off``.)
+        """
+        with _translated(), self.engine.connect() as conn:
+            conn = conn.execution_options(  # noqa: PLW2901  # same connection, writing
+                beampipe_write=True, beampipe_relaxed=True
+            )
+            with conn.begin():
+                if self.dialect == "postgresql":
+                    conn.exec_driver_sql("SET LOCAL synchronous_commit = off")
                 yield conn
 
     @contextmanager
@@ -149,7 +169,13 @@ def _configure_sqlite(connection: Any, record: object) -> None:  # noqa: ANN401 
 
 
 def _begin_sqlite(conn: Connection) -> None:
-    writing = conn.get_execution_options().get("beampipe_write", False)
+    options = conn.get_execution_options()
+    writing = options.get("beampipe_write", False)
+    if writing:
+        # Said each time: a connection of the pool must not keep what another transaction wanted. It has to be
+        # outside of a transaction.
+        level = "NORMAL" if options.get("beampipe_relaxed", False) else "FULL"
+        conn.exec_driver_sql(f"PRAGMA synchronous = {level}")
     conn.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
 
 

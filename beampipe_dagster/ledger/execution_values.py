@@ -46,6 +46,10 @@ class Execution:
         The budget that it was admitted with; ``None`` means that it is not tried again.
     retry_of, retry_number
         The failed execution that it tries again, and how many retries of the budget were used by then.
+    cancel_requested_at, cancel_requested_by, cancel_reason
+        A cancellation that somebody asked for; it stays, whatever comes of it.
+    cancel_attempts, cancel_next_at
+        How often its session was told to stop, and when it is told again.
     light
         Whether it was read without its manifest; then it has no run record and cannot write one.
     """
@@ -106,6 +110,12 @@ class Execution:
     retry_policy: dict[str, Any] | None
     retry_of: str | None
     retry_number: int
+    cancel_requested_at: datetime | None
+    cancel_requested_by: str | None
+    cancel_reason: str | None
+    cancel_attempts: int
+    cancel_next_at: datetime | None
+    submission_abandoned_at: datetime | None
     light: bool = False
 
     @property

@@ -334,6 +334,15 @@ def _already_executing(names: Sequence[str]) -> ConflictError:
     )
 
 
+def cancel_requested(conn: Connection, execution_id: str) -> bool:
+    """Whether somebody asked for its cancellation."""
+    column = batch_execution_record.c.cancel_requested_at
+    return (
+        conn.execute(sa.select(column).where(batch_execution_record.c.id == execution_id)).scalar()
+        is not None
+    )
+
+
 def acquire_lease(conn: Connection, execution_id: str, token: str, *, now: datetime, seconds: float) -> bool:
     """Become (or stay) the one process that works on this execution."""
     columns = batch_execution_record.c

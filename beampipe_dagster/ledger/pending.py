@@ -89,8 +89,10 @@ def take(
                 first += some(_IS_WAITING, same, timed, most=limit - len(first), order=by_time)
         if len(first) >= limit:
             break
+    # The condition of the index of pending sources is not repeated here: SQLite would take that one, and look at all.
     retried = some(
-        _IS_PENDING,
+        columns.enabled,
+        columns.workflow_run_pending,
         _HAS_FAILED,
         columns.hold.is_not(None),
         sa.not_(is_held(now)),
@@ -135,7 +137,8 @@ def delayed(conn: Connection, project_module: str, *, limit: int, now: datetime)
         sa.select(source_registry)
         .where(
             columns.project_module == project_module,
-            _IS_PENDING,
+            columns.enabled,
+            columns.workflow_run_pending,
             _HAS_FAILED,
             waits_for_retry(now),
         )

@@ -129,6 +129,16 @@ def set_enabled(conn: Connection, source_ids: Sequence[str], *, enabled: bool, n
         conn.execute(sa.update(source_registry).where(source_registry.c.id.in_(piece)).values(**values))
 
 
+def set_staleness(conn: Connection, source_ids: Sequence[str], *, hours: int | None, now: datetime) -> None:
+    """After how long a look at these sources is stale; ``None`` for what the survey says."""
+    for piece in chunks(source_ids):
+        conn.execute(
+            sa.update(source_registry)
+            .where(source_registry.c.id.in_(piece))
+            .values(stale_after_hours=hours, updated_at=now)
+        )
+
+
 def in_executions(conn: Connection, project_module: str, identifiers: Collection[str]) -> dict[str, str]:
     """Which of these sources an active execution holds, and which one."""
     columns = execution_sources.c

@@ -14,6 +14,8 @@ from beampipe_dagster.ledger import (
     tables_archive_jobs,  # noqa: F401  # its tables belong to the metadata
     tables_archives,  # noqa: F401  # its tables belong to the metadata
     tables_chain,  # noqa: F401  # its tables belong to the metadata
+    tables_control,  # noqa: F401  # its tables belong to the metadata
+    tables_slurm,  # noqa: F401  # its tables belong to the metadata
     tables_staging,  # noqa: F401  # its tables belong to the metadata
     tables_watermarks,  # noqa: F401  # its tables belong to the metadata
 )
@@ -313,6 +315,12 @@ batch_execution_record = sa.Table(
     sa.Column("progress_at", UtcDateTime),
     sa.Column("escalations", Json),
     sa.Column("session_removed", sa.String(200)),
+    # A cancellation that was asked for
+    sa.Column("cancel_requested_at", UtcDateTime),
+    sa.Column("cancel_requested_by", sa.String(100)),
+    sa.Column("cancel_reason", sa.Text),
+    sa.Column("cancel_attempts", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("cancel_next_at", UtcDateTime),
     # Who asked
     sa.Column("created_by", sa.String(100), nullable=False),
     sa.Column("retry_count", sa.Integer, nullable=False, server_default=sa.text("0")),

@@ -21,12 +21,14 @@ from beampipe_dagster.backends.provider import BackendProvider
 from beampipe_dagster.clock import Clock
 from beampipe_dagster.config.profile import DeploymentProfile
 from beampipe_dagster.errors import BeampipeError, ConflictError
+from beampipe_dagster.execution.cancel import Cancelling
 from beampipe_dagster.ids import Ids
 from beampipe_dagster.ledger import artifacts, executions, fsm, leases, polling
 from beampipe_dagster.ledger.engine import Ledger
 from beampipe_dagster.ledger.execution_values import Execution
 from beampipe_dagster.ledger.polling import InFlight, Unchanged
 from beampipe_dagster.ledger.states import DALIUGE_ACTIVE, ArtifactKind, DaliugeState, SubmissionState
+from beampipe_dagster.poll import cancelling
 from beampipe_dagster.poll.cadence import LONGEST_SECONDS, Cadence, Cadences
 from beampipe_dagster.poll.cleaning import Cleaning
 from beampipe_dagster.poll.moves import Looked, Moves
@@ -156,6 +158,7 @@ class PollService:
         self._uncertain = UncertainSubmissions(
             ledger=ledger, clock=clock, ids=ids, interval_seconds=interval_seconds
         )
+        self._cancelling = Cancelling(ledger=ledger, clock=clock, ids=ids, backend_of=self._backend_of)
         cleaning = Cleaning(ledger=ledger, clock=clock, ids=ids, backend_of=self._backend_of)
         self._cleaning = cleaning if delete_sessions else None
 
@@ -180,6 +183,11 @@ class PollService:
     def _round(self, report: PollReport, *, deadline: float, patience: float) -> None:
         if self._clock.monotonic() >= deadline:
             return  # all is still due at the next tick
+        report.terminal.extend(
+            cancelling.go_on(
+                ledger=self._ledger, clock=self._clock, cancelling=self._cancelling, deadline=patience
+            )
+        )
         defects = []
         for answers in self._targets.ask(self._questions(report), deadline=patience):
             if answers.defect is not None:

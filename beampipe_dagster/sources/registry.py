@@ -139,6 +139,36 @@ class SourceRegistry:
             self._tell(conn, project_id, {"enabled_now" if enabled else "disabled_now": len(changed)}, now)
         return changed
 
+    def set_staleness(
+        self, project_id: str, identifiers: Sequence[str], hours: int | None, *, actor: str
+    ) -> list[str]:
+        """Say after how long a look at these sources is stale; those for which it was another time, by name.
+
+        Parameters
+        ----------
+        hours
+            From 1; ``None`` for what the survey says.
+
+        Raises
+        ------
+        InputError
+            ``invalid_staleness``; ``source_not_registered``: some of the names are unknown. Nothing is changed.
+        """
+        if not _staleness_fits(hours):
+            raise _invalid_staleness(_few(identifiers), hours)
+        now = self._clock.now()
+        with self._ledger.begin() as conn:
+            rows = self._all_of(conn, project_id, identifiers)
+            rows = [row for row in rows if row.stale_after_hours != hours]
+            if not rows:
+                return []
+            registration.set_staleness(conn, [row.id for row in rows], hours=hours, now=now)
+            told: list[tuple[str, dict[str, JsonValue]]] = [
+                (row.source_identifier, {"before": row.stale_after_hours, "hours": hours}) for row in rows
+            ]
+            self._record(conn, project_id, "source.staleness_set", told, actor, now)
+        return [row.source_identifier for row in rows]
+
     def delete(self, project_id: str, identifiers: Sequence[str], *, actor: str) -> list[str]:
         """Take sources out of the registry, all or none; their names.
 
@@ -303,10 +333,18 @@ def _problem(source: NewSource, *, again: bool) -> InputError | None:
             code="invalid_position",
             hint="right ascension is 0 to 360 degrees, declination -90 to 90",
         )
-    if source.stale_after_hours is not None and not 0 < source.stale_after_hours <= LONGEST_HOURS:
-        return InputError(
-            f"{name!r} is to be stale after {source.stale_after_hours} hours",
-            code="invalid_staleness",
-            hint=f"give 1 to {LONGEST_HOURS} hours, or nothing for the survey's own",
-        )
+    if not _staleness_fits(source.stale_after_hours):
+        return _invalid_staleness(repr(name), source.stale_after_hours)
     return None
+
+
+def _staleness_fits(hours: int | None) -> bool:
+    return hours is None or 0 < hours <= LONGEST_HOURS
+
+
+def _invalid_staleness(whose: str, hours: int | None) -> InputError:
+    return InputError(
+        f"{whose} is to be stale after {hours} hours",
+        code="invalid_staleness",
+        hint=f"give 1 to {LONGEST_HOURS} hours, or nothing for the survey's own",
+    )

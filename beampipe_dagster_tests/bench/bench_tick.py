@@ -33,10 +33,12 @@ from beampipe_dagster.ledger.migrate import migrate
 from beampipe_dagster.ledger.tables import (
     DUE_NEW,
     DUE_SETTLED,
+    WAITING,
     batch_execution_record,
     execution_sources,
     provenance_events,
 )
+from beampipe_dagster.ledger.tables_chain import provenance_heads
 from beampipe_dagster_tests.bench.bench_config import DEMO
 from beampipe_dagster_tests.bench.measure import Figures, goal
 from beampipe_dagster_tests.support.ledgers import START, add_survey
@@ -88,13 +90,14 @@ class _Bench:
     turns: list[int] = field(default_factory=lambda: list(range(1, 1_000)))
 
     def copies(self, conn: Connection, mark: str) -> list[sa.TextClause]:
-        """Statements that copy executions, their locks and their events; ``mark`` makes them other ones."""
+        """Statements that copy executions, their locks, events and chains; ``mark`` makes them other ones."""
         del self, conn
         statements: list[sa.TextClause] = []
         for table, rows in (
             (batch_execution_record, EXECUTIONS),
             (execution_sources, EXECUTIONS),
             (provenance_events, EXECUTIONS * EVENTS),
+            (provenance_heads, EXECUTIONS),
         ):
             values = {column.name: column.name for column in table.columns}
             for name in ("id", "execution_id"):
@@ -113,13 +116,12 @@ class _Bench:
 
 
 def run(*, sources: int | None = None, quick: bool = False) -> Figures:
-    """Ratio and milliseconds of each case; ``ratio`` is the worst."""
+    """Ratio and milliseconds of each case; ``ratio`` is the worst of the scheduler, ``admission_ratio`` of admission."""
     sizes = (sources,) if sources is not None else (QUICK,) if quick else SIZES
     figures: Figures = {
         "sources": list(sizes),
-        "baseline": "the bare statements that select and mark the same rows",
+        "baseline": "the bare statements that select, mark and copy as many rows, all inside the database",
     }
-    ratios: list[float] = []
     for name, open_ledger in _ledgers().items():
         for size in sizes:
             with open_ledger() as ledger:
@@ -128,14 +130,15 @@ def run(*, sources: int | None = None, quick: bool = False) -> Figures:
                     key = f"{name}_{size}_{case}"
                     figures[f"{key}_ms"], figures[f"{key}_baseline_ms"] = found
                     figures[f"{key}_ratio"] = round(found[0] / found[1], 3)
-                    ratios.append(figures[f"{key}_ratio"])
                 figures[f"{name}_{size}_idle_ms"] = _idle(bench)
-    figures["ratio"] = max(ratios)
-    figures["discovery_ratio"] = max(
-        value for key, value in figures.items() if "_discovery_" in key and key.endswith("_ratio")
-    )
+    figures["ratio"] = _worst(figures, "_discovery_")
+    figures["admission_ratio"] = _worst(figures, "_admission_")
     figures["goals"] = {"ratio": goal(figures["ratio"], AT_MOST)}
     return figures
+
+
+def _worst(figures: Figures, case: str) -> float:
+    return max(float(value) for key, value in figures.items() if case in key and key.endswith("_ratio"))
 
 
 def _ledgers() -> dict[str, Callable[[], Any]]:
@@ -282,9 +285,15 @@ def _discovery(bench: _Bench) -> None:
 
 
 def _let_go(bench: _Bench) -> None:
-    """What was claimed has been looked at by now."""
+    """What was claimed has been looked at by now, with a complete answer."""
     with bench.ledger.begin() as conn:
         conn.execute(sa.text("UPDATE discovery_claims SET state = 'done' WHERE state = 'claimed'"))
+        conn.execute(
+            sa.text(
+                "UPDATE source_registry SET discovery_claim_token = NULL, discovery_claim_expires_at = NULL,"
+                " last_checked_at = last_attempted_at WHERE discovery_claim_token IS NOT NULL"
+            )
+        )
 
 
 def _bare_discovery(bench: _Bench, where: str) -> None:
@@ -324,10 +333,15 @@ def _admission(bench: _Bench) -> None:
 
 
 def _bare_admission(bench: _Bench) -> None:
-    """Select and clear the sources, and add rows like those of the executions that the product added before."""
+    """Select and clear the sources, and copy the rows of the executions that the product added before.
+
+    That is what stays on the disk: executions, locks on their sources, events and the heads of their chains. Left
+    out is what decides and makes them: the survey and its profile, caps, metadata, digests, values from a client.
+    """
     choose = sa.text(
-        "SELECT id FROM source_registry WHERE project_module = :survey"  # noqa: S608  # a constant
-        f" AND workflow_run_pending ORDER BY workflow_run_pending_at, id LIMIT {EXECUTIONS}"
+        "SELECT id FROM source_registry WHERE project_module = :survey"  # noqa: S608  # constants
+        f" AND {WAITING} AND priority = 0 AND workflow_run_pending_at IS NOT NULL"
+        f" ORDER BY workflow_run_pending_at, created_at, source_identifier LIMIT {EXECUTIONS}"
     )
     clear = sa.text("UPDATE source_registry SET workflow_run_pending = false WHERE id IN :ids").bindparams(
         sa.bindparam("ids", expanding=True)

@@ -127,7 +127,7 @@ def test_a_code_location_without_a_survey_can_be_loaded_and_has_the_operators_jo
     dg.Definitions.validate_loadable(definitions)
     repository = definitions.get_repository_def()
     assert {job.name for job in repository.get_all_jobs()} == SHARED_JOBS
-    assert [sensor.name for sensor in repository.sensor_defs] == ["poll_executions"]
+    assert [sensor.name for sensor in repository.sensor_defs] == ["poll_executions", "survey_overviews"]
 
 
 def test_two_surveys_share_neither_assets_nor_partitions_nor_clocks(here: World) -> None:
@@ -149,6 +149,7 @@ def test_two_surveys_share_neither_assets_nor_partitions_nor_clocks(here: World)
     assert jobs == SHARED_JOBS | {"one_execute", "two_execute"}
     assert {sensor.name for sensor in repository.sensor_defs} == {
         "poll_executions",
+        "survey_overviews",
         "one_scheduler_tick",
         "one_execution_tick",
         "two_scheduler_tick",

@@ -248,7 +248,9 @@ class World:
                     "dagster/asset_partition_range_end": keys[-1],
                 }
             }
-        return job.execute_in_process(instance=self.instance, raise_on_error=False, run_config=config, **where)
+        return job.execute_in_process(
+            instance=self.instance, raise_on_error=False, run_config=config, **where
+        )
 
     def submit(self, key: str, survey: str = SURVEY) -> str:
         """Bring an execution to its session with the services alone; the session's id."""

@@ -190,6 +190,11 @@ FAULTS: dict[str, tuple[Callable[[WorldTap], Fault], set[str]]] = {
         _said(Reply(b"later", status=503, headers={"Retry-After": "2"})),
         {"archive_unavailable", "archive_refused"},
     ),
+    "500": (_said(Reply(b"oops", status=500)), {"archive_unavailable"}),
+    "one byte at a time": (
+        _changed(lambda tap, table: fake_tap.with_fault(tap.answer(table), "trickle")),
+        {"archive_timeout"},
+    ),
     "429": (_said(fake_tap.too_many("2")), {"archive_refused"}),
     "reset before the answer": (
         _changed(lambda tap, table: fake_tap.with_fault(tap.answer(table), "reset")),

@@ -250,7 +250,11 @@ def test_of_two_processes_at_once_one_submits(stage: Stage, translated: Executio
 def test_the_same_receipt_twice_changes_nothing(stage: Stage, translated: Execution) -> None:
     done = stage.do("backend_run", translated).execution
     receipt = SubmissionReceipt(
-        session_id="other", manager_url="elsewhere", drops=9, roots=9, deployed_at=stage.clock.now()
+        session_id=stage.session(done),
+        manager_url=stage.daliuge.manager_url,
+        drops=4,
+        roots=1,
+        deployed_at=stage.clock.now(),
     )
     with stage.ledger.begin() as conn:
         again = submission.record_receipt(

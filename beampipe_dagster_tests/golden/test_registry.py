@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from beampipe_dagster.ledger import sources
+import pytest
+
+from beampipe_dagster.errors import InputError
+from beampipe_dagster.execution.scope import parse_sources
+from beampipe_dagster.ledger import archive, registration, sources
+from beampipe_dagster.sources.readiness import blocker
 from beampipe_dagster_tests.support.ledgers import SURVEY
 from beampipe_dagster_tests.support.platforms import Stage
 
@@ -65,3 +70,42 @@ def test_a_failed_execution_leaves_the_last_executed_signature_alone(stage: Stag
     stage.poll()
     assert stage.execution(execution).status.value == "failed"
     assert stage.source("A").last_executed_discovery_signature is None
+
+
+def test_an_unchanged_look_is_counted_as_such(stage: Stage) -> None:
+    stage.ready("A")
+    (again,) = stage.request("A")
+    counts = again.as_dict()
+    assert (counts["unchanged"], counts["changed"], counts["failed"]) == (1, {}, {})
+    assert stage.source("A").last_outcome == "unchanged"
+
+
+def test_readiness_is_looked_at_again_after_admission(stage: Stage) -> None:
+    stage.admitted("A")
+
+    def why(*sbids: str) -> str | None:
+        with stage.ledger.read() as conn:
+            source = next(iter(sources.by_identifiers(conn, SURVEY, ["A"])), None)
+            found = blocker(source, archive.metadata_of(conn, SURVEY, ["A"]).get("A", {}), sbids=sbids)
+        return found.code if found else None
+
+    assert (why(), why("100"), why("2")) == (None, None, "no_archive_metadata")
+    with pytest.raises(InputError) as refused:
+        parse_sources([{"source_identifier": "A", "sbids": ["1", 2]}])
+    assert (refused.value.code, "sbids[1]" in refused.value.message) == ("sbid_blank", True)
+    stage.platform.registry.disable(SURVEY, ["A"], actor="test")
+    assert why() == "source_disabled"
+    stage.poll()
+    with stage.ledger.begin() as conn:
+        registration.delete(conn, [stage.source("A").id])
+    assert why() == "source_not_registered"
+
+
+def test_the_time_of_staleness_is_left_alone_cleared_or_set(stage: Stage) -> None:
+    stage.register("A", stale_after_hours=6)
+    stage.register("A")
+    assert stage.source("A").stale_after_hours == 6
+    stage.platform.registry.set_staleness(SURVEY, ["A"], None, actor="test")
+    assert stage.source("A").stale_after_hours is None
+    stage.platform.registry.set_staleness(SURVEY, ["A"], 12, actor="test")
+    assert stage.source("A").stale_after_hours == 12

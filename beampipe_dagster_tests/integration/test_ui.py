@@ -34,6 +34,13 @@ query Outcomes($key: AssetKeyInput!) {
   assetNodeOrError(assetKey: $key) { ... on AssetNode { assetMaterializations(limit: 50) { partition } } }
 }
 """
+OBSERVATIONS = """
+query Observations($key: AssetKeyInput!) {
+  assetNodeOrError(assetKey: $key) { ... on AssetNode {
+    assetObservations(limit: 50) { metadataEntries { label ... on IntMetadataEntry { intValue } } }
+  } }
+}
+"""
 RUNS = """
 query Runs($id: [String!]) {
   runsOrError(filter: {runIds: $id}, limit: 50) { ... on Runs { results { runId status tags { key value } } } }
@@ -131,8 +138,47 @@ def test_a_source_that_is_held_is_in_the_execution_clocks_words(stack: Stack) ->
     stack.until(said, "the held source in the tick's reason", seconds=30)
 
 
+def overview_numbers(stack: Stack) -> dict[str, int]:
+    """The numbers of the newest overview that Dagster knows."""
+    node = stack.graphql(OBSERVATIONS, key={"path": [SURVEY, "source_registry"]})["assetNodeOrError"]
+    for event in node["assetObservations"]:
+        numbers = {
+            entry["label"]: entry["intValue"] for entry in event["metadataEntries"] if "intValue" in entry
+        }
+        if "never_looked" in numbers:
+            return numbers
+    return {}
+
+
+def test_the_registry_shows_the_survey_as_a_whole(page: Page, stack: Stack) -> None:
+    def over() -> bool:
+        numbers = overview_numbers(stack)
+        return numbers.get("completed") == numbers.get("failed") == 1
+
+    stack.until(over, "an overview of the end", seconds=60)
+    numbers = overview_numbers(stack)
+    assert {name: numbers[name] for name in ("total", "completed", "failed", "held", "never_looked")} == {
+        "total": 3,
+        "completed": 1,
+        "failed": 1,
+        "held": 1,
+        "never_looked": 0,
+    }
+    page.set_viewport_size({"width": 1400, "height": 1300})
+    page.goto(f"/assets/{SURVEY}/source_registry?view=overview")
+    for words in ("states", "freshness", "never looked at", "sky"):
+        expect(page.get_by_text(words, exact=True).first).to_be_visible()
+    keep(page, "registry")
+    page.get_by_text("[Show Markdown]").first.click()
+    picture = page.locator("img[alt^='The sources of']").first
+    expect(picture).to_be_visible()
+    keep(page, "sky")
+    assert picture.evaluate("image => image.naturalWidth") > 0
+
+
 CLOCKS = (
     "poll_executions",
+    "survey_overviews",
     f"{SURVEY}_execution_tick",
     f"{SURVEY}_scheduler_tick",
     "prune_partitions_daily",
@@ -158,6 +204,7 @@ def test_the_clocks_are_said_to_be_running(stack: Stack) -> None:
     found = stack.graphql(query)["sensorsOrError"]["results"]
     assert {sensor["name"]: sensor["sensorState"]["status"] for sensor in found} == {
         "poll_executions": "RUNNING",
+        "survey_overviews": "RUNNING",
         f"{SURVEY}_execution_tick": "RUNNING",
         f"{SURVEY}_scheduler_tick": "RUNNING",
     }

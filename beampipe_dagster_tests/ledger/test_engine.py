@@ -130,3 +130,44 @@ def test_only_a_sqlite_file_has_a_path() -> None:
     assert sqlite_path("sqlite:////a/b.db") == Path("/a/b.db")
     assert sqlite_path("sqlite://") is None
     assert sqlite_path("postgresql://h/db") is None
+
+
+def test_what_is_written_without_waiting_for_the_disk_is_seen_by_everybody_at_once(ledger: Ledger) -> None:
+    with ledger.relaxed() as conn:
+        conn.execute(row("a"))
+    other = Ledger(ledger.url)
+    try:
+        assert count(other) == 1
+    finally:
+        other.dispose()
+
+
+def test_only_a_relaxed_transaction_does_not_wait_for_the_disk(ledger: Ledger) -> None:
+    sqlite = ledger.dialect == "sqlite"
+    setting, does_not = ("PRAGMA synchronous", 1) if sqlite else ("SHOW synchronous_commit", "off")
+
+    def said(*, relaxed: bool) -> object:
+        with ledger.relaxed() if relaxed else ledger.begin() as conn:
+            return conn.exec_driver_sql(setting).scalar_one()
+
+    with ledger.begin() as conn:
+        usual = conn.exec_driver_sql(setting).scalar_one()
+    assert [said(relaxed=relaxed) for relaxed in (True, False, True, False)] == [
+        does_not,
+        usual,
+        does_not,
+        usual,
+    ]
+    if sqlite:  # a server may have been told not to wait
+        assert usual == 2
+
+
+def test_a_relaxed_transaction_that_fails_leaves_nothing(ledger: Ledger) -> None:
+    def add_and_fail() -> None:
+        with ledger.relaxed() as conn:
+            conn.execute(row("a"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        add_and_fail()
+    assert count(ledger) == 0

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -63,13 +64,16 @@ FAULTS: Final = (
 )
 """How a request fails: not sent, not done, or done; and only for the first of them can a client tell."""
 
+DEFECTS: Final = frozenset({"internal", "ledger_unavailable"})
+"""Codes of what never happens here by itself: the ledger is always there."""
+
 FIRST, SECOND = "A", "B"
 SOURCES: Final = (FIRST, SECOND)
 MANAGER_PORT, TRANSLATOR_PORT = 8001, 8084
 
 
-class ProcessDied(BaseException):  # noqa: N818  # it is no error: nobody may handle it
-    """The process ends here; nothing of it goes on."""
+class ProcessDied(BaseException):
+    """The process ends here; nobody may handle it, and nothing of it goes on."""
 
 
 class Fuse:
@@ -125,7 +129,7 @@ class Sessions(IngestingDaliuge):
     finished
         Sessions that really finished, also those that are gone.
     on_deploy
-        Told of a deployment before it is done.
+        Told of a deployment that is done.
     """
 
     def __init__(self) -> None:
@@ -136,8 +140,9 @@ class Sessions(IngestingDaliuge):
         self.on_deploy: Callable[[str], None] = lambda _session: None
 
     def deploy(self, session_id: str, body: bytes) -> object:
-        self.on_deploy(session_id)
-        return super().deploy(session_id, body)
+        answer = super().deploy(session_id, body)
+        self.on_deploy(session_id)  # one that is refused, because the session is gone, started nothing
+        return answer
 
     def end(self, session_id: str, state: int) -> None:
         """The session comes to its end."""
@@ -239,6 +244,7 @@ class Run:
     execution: Execution
     holder: str
     steps: list[str] = field(default_factory=lambda: list(STEPS))
+    busy: bool = False
 
 
 class World:
@@ -299,7 +305,7 @@ class World:
     def by(self, number: int, action: Callable[[Platform], object]) -> object:
         """Let a process do something; when it dies, another one takes its place.
 
-        An error of the product's own kind is an outcome like any other, but for one that calls itself a defect.
+        An error of the product's own kind is an outcome like any other, but for those that are :data:`DEFECTS`.
         """
         process = self.processes[number]
         try:
@@ -308,7 +314,7 @@ class World:
             self.processes[number] = self.born()
             return None
         except BeampipeError as error:
-            if error.code == "internal":
+            if error.code in DEFECTS:
                 raise
             return error
 
@@ -329,25 +335,26 @@ class World:
 
         def act(platform: Platform) -> None:
             platform.admission.tick(SURVEY)
-            self.runs += [
-                Run(launch.execution, launch.run_key) for launch in platform.launcher.due(SURVEY)
-            ]
+            self.runs += [Run(launch.execution, self.ids.new()) for launch in platform.launcher.due(SURVEY)]
 
         self.by(number, act)
 
     def work(self, number: int, run: Run, steps: int) -> None:
         """So many of a run's next steps; a run whose step fails is over, and so is one whose process dies."""
+        if run.busy:
+            return  # it sleeps in the middle of a step
+        run.busy = True
         for _ in range(steps):
             if run not in self.runs:
-                return
-            process = self.processes[number]
-            name = run.steps.pop(0)
-            outcome = self.by(number, lambda platform, name=name: self._step(platform, run, name))  # type: ignore[misc]
+                break
+            process, name = self.processes[number], run.steps.pop(0)
+            outcome = self.by(number, partial(self._step, run, name))
             failed = isinstance(outcome, BeampipeError) or process is not self.processes[number]
             if (failed or not run.steps) and run in self.runs:
                 self.runs.remove(run)
+        run.busy = False
 
-    def _step(self, platform: Platform, run: Run, name: str) -> None:
+    def _step(self, run: Run, name: str, platform: Platform) -> None:
         execution = platform.launcher.for_partition(SURVEY, run.execution.partition_key, actor="dagster")
         service = platform.submission if name == "backend_run" else platform.steps
         getattr(service, name)(execution.id, holder=run.holder)
@@ -381,7 +388,10 @@ class World:
         """Told of each deployment: the ledger must know of it."""
         with self.ledger.read() as conn:
             found = [one for one in executions.select(conn) if one.daliuge_session_id == session_id]
-        if not found or found[0].submission_state not in {SubmissionState.IN_FLIGHT, SubmissionState.UNCERTAIN}:
+        if not found or found[0].submission_state not in {
+            SubmissionState.IN_FLIGHT,
+            SubmissionState.UNCERTAIN,
+        }:
             state = found[0].submission_state.value if found else "unknown to the ledger"
             self.violations.append(f"session {session_id} is deployed, and its submission is {state}")
 
@@ -417,7 +427,7 @@ class Snapshot:
 
 
 def snapshots(template: Path, directory: Path) -> dict[str, Snapshot]:
-    """Stories may begin with a source that is ``pending``, one whose graph is ``translated``, or one that is ``running``.
+    """Stories may begin with a source that is ``pending``, one with its graph ``translated``, or one ``running``.
 
     The steps before are the same in each of them, and take most of the time.
     """

@@ -1,0 +1,1 @@
+"""Commands and files on login nodes over SSH: one connection a target and process, everything bounded."""
