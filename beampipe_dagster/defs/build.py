@@ -14,6 +14,7 @@ from beampipe_dagster.defs.assets import steps_of, survey_assets
 from beampipe_dagster.defs.checks import survey_checks
 from beampipe_dagster.defs.execution_jobs import EXECUTION_JOBS
 from beampipe_dagster.defs.jobs import OPERATOR_JOBS, discover_batch
+from beampipe_dagster.defs.operate import CONTROL_JOBS
 from beampipe_dagster.defs.overview import survey_overviews
 from beampipe_dagster.defs.resources import PlatformResource
 from beampipe_dagster.defs.retention import prune_partitions, prune_partitions_daily
@@ -54,7 +55,14 @@ def _revisions(services: Platform) -> Iterable[ProjectRevision]:
 def _shared(services: Platform) -> dg.Definitions:
     interval = max(1, round(services.settings.poll_interval_seconds))
     return dg.Definitions(
-        jobs=[discover_batch, prune_partitions, watermark_sweep, *OPERATOR_JOBS, *EXECUTION_JOBS],
+        jobs=[
+            discover_batch,
+            prune_partitions,
+            watermark_sweep,
+            *OPERATOR_JOBS,
+            *EXECUTION_JOBS,
+            *CONTROL_JOBS,
+        ],
         schedules=[prune_partitions_daily],
         sensors=[poll_executions(interval), survey_overviews(services.settings.tick_interval_seconds)],
     )

@@ -31,6 +31,11 @@ SHARED_JOBS = {
     "set_sources_enabled",
     "prepare_execution",
     "launch_execution",
+    "cancel_execution",
+    "retry_execution",
+    "hold",
+    "release",
+    "release_sources",
 }
 CHAIN = [
     "source_registry",

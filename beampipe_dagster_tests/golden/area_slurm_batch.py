@@ -56,7 +56,7 @@ def merge(value: JsonValue) -> JsonValue:
     given = _given(value)
     accounted = {number: job for number, (job, _) in _accounted(given["sacct"]).items()}
     both = accounted | union([job for job, _ in _queued(given["squeue"]).values()], [])
-    nothing = {"normalized_state": "UNKNOWN", "source": Source.NONE.value}
+    nothing: JsonValue = {"normalized_state": "UNKNOWN", "source": Source.NONE.value}
     return {
         number: {"normalized_state": both[number].state.value, "source": both[number].source.value}
         if number in both

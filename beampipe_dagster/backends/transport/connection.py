@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -66,6 +67,25 @@ async def _connect(
     *,
     through: asyncssh.SSHClientConnection | None = None,
 ) -> asyncssh.SSHClientConnection:
+    if credential.key is not None:
+        return await _logged_in(host, port, user, credential, options, [credential.key], through)
+    # An agent's keys are named one by one: asyncssh would otherwise take those of the user's home, too.
+    async with asyncssh.connect_agent(credential.agent_path or "") as agent:
+        keys = list(await asyncio.wait_for(agent.get_keys(), options.connect_seconds))
+        if not keys:
+            raise asyncssh.PermissionDenied("the agent holds no key")
+        return await _logged_in(host, port, user, credential, options, keys, through)
+
+
+async def _logged_in(
+    host: str,
+    port: int,
+    user: str,
+    credential: Credential,
+    options: Options,
+    keys: Sequence[asyncssh.SSHKey | asyncssh.SSHKeyPair],
+    through: asyncssh.SSHClientConnection | None,
+) -> asyncssh.SSHClientConnection:
     trusted, authorities, revoked = credential.known_hosts.keys(host, port)
     # Nothing of the user's own files is read: what is not in the slot does not exist.
     return await asyncio.wait_for(
@@ -75,8 +95,8 @@ async def _connect(
             username=user,
             tunnel=through,
             config=None,
-            client_keys=[credential.key] if credential.key is not None else (),
-            agent_path=credential.agent_path,
+            client_keys=list(keys),
+            agent_path=None,
             known_hosts=(trusted, authorities, revoked, [], [], [], []),
             preferred_auth="publickey",
             connect_timeout=options.connect_seconds,

@@ -6,6 +6,7 @@ Only what certainly did not run is tried again here, once, over a new connection
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ class SshPool:
         self._clock = clock
         self._ids = ids
         self.options = options or Options()
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._held: dict[str, _Held] = {}
         self._keeper: threading.Thread | None = None
@@ -144,6 +146,9 @@ class SshPool:
                 self._drop(held)
 
     def _of(self, target: SshTarget) -> _Held:
+        if self._pid != os.getpid():
+            # Forked: the connections, their permits and whoever held the lock stay with the parent.
+            self._pid, self._lock, self._held, self._keeper = os.getpid(), threading.Lock(), {}, None
         with self._lock:
             if target.key not in self._held:
                 turns = threading.BoundedSemaphore(self.options.max_channels)

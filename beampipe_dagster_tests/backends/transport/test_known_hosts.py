@@ -64,6 +64,17 @@ def test_what_is_excluded_is_excluded_wherever_it_stands() -> None:
         f"|2|AAAA|AAAA {KEY}\n",
         "@revoked\n",
     ],
+    ids=[
+        "empty",
+        "comment",
+        "revoked-only",
+        "marker",
+        "no-key",
+        "bad-key",
+        "bad-hash",
+        "hash-kind",
+        "marker-only",
+    ],
 )
 def test_a_file_that_cannot_be_read_whole_is_refused(text: str) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import asyncssh
 import pytest
@@ -265,3 +269,41 @@ def test_a_credential_that_cannot_be_used_is_found_before_any_host_is_asked(site
     assert (caught.value.code, caught.value.retry) == ("ssh_credential_exposed", Retry.LATER)
     with site.ledger.read() as conn:
         assert ssh_budget.everything(conn) == []
+
+
+def test_an_agent_may_sign_instead_of_a_key(site: Site, tmp_path: Path) -> None:
+    key = site.slot / "private_key"
+    socket_path = f"/tmp/bp-agent-{uuid.uuid4().hex[:12]}"  # noqa: S108  # a socket's path has to be short
+    agent = subprocess.Popen(["ssh-agent", "-D", "-a", socket_path], stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 10
+        while not Path(socket_path).exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        adding = {"SSH_AUTH_SOCK": socket_path, "PATH": os.environ["PATH"]}
+        site.env = {"SSH_AUTH_SOCK": socket_path, "BEAMPIPE_SSH_AGENT": "yes"}
+        key.rename(tmp_path / "moved")
+        with pytest.raises(BackendUnavailableError) as caught:
+            reads(site.pool(), site.target, "true")
+        assert caught.value.code == "ssh_needs_login", "it holds no key yet"
+        subprocess.run(
+            ["ssh-add", "-q", str(tmp_path / "moved")], env=adding, check=True, capture_output=True
+        )
+        assert site.pool().ping(site.target).exit_status == 0
+    finally:
+        agent.terminate()
+        agent.wait(timeout=10)
+        Path(socket_path).unlink(missing_ok=True)
+
+
+def test_a_forked_process_makes_a_connection_of_its_own(site: Site) -> None:
+    pool = site.pool()
+    reads(pool, site.target, "true")
+    child = os.fork()
+    if child == 0:  # nothing of pytest may run here
+        try:
+            site.ledger.engine.dispose(close=False)
+            os._exit(0 if reads(pool, site.target, "echo child").stdout == "child\n" else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    assert reads(pool, site.target, "echo parent").stdout == "parent\n"
