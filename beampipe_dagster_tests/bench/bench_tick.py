@@ -116,7 +116,7 @@ class _Bench:
 
 
 def run(*, sources: int | None = None, quick: bool = False) -> Figures:
-    """Ratio and milliseconds of each case; ``ratio`` is the worst of the scheduler, ``admission_ratio`` of admission."""
+    """Ratio and milliseconds of each case; ``ratio`` is the worst of the scheduler tick."""
     sizes = (sources,) if sources is not None else (QUICK,) if quick else SIZES
     figures: Figures = {
         "sources": list(sizes),
