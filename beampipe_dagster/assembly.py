@@ -9,15 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from beampipe_dagster.backends.base import Backend
 from beampipe_dagster.backends.daliuge.access import Access
 from beampipe_dagster.backends.provider import BackendProvider
-from beampipe_dagster.backends.transport.budget import Limits, SshBudget
-from beampipe_dagster.backends.transport.credentials import CredentialStore
-from beampipe_dagster.backends.transport.ssh import SshPool
-from beampipe_dagster.backends.transport.target import Options
 from beampipe_dagster.clock import Clock, SystemClock
 from beampipe_dagster.config.profile import DeploymentProfile
 from beampipe_dagster.config.settings import Settings
@@ -51,6 +47,9 @@ from beampipe_dagster.ledger.engine import Ledger
 from beampipe_dagster.ledger.migrate import migrate
 from beampipe_dagster.poll.service import PollService
 from beampipe_dagster.sources.registry import SourceRegistry
+
+if TYPE_CHECKING:
+    from beampipe_dagster.backends.transport.ssh import SshPool
 
 RELAUNCH_LEASES: Final = 2
 """Lease times after which a launch that did not begin counts as lost."""
@@ -285,6 +284,12 @@ def ssh_pool(
     environ
         Where credentials are looked up; by default the process's environment.
     """
+    # asyncssh takes half a second to import, and few processes have a cluster to talk to.
+    from beampipe_dagster.backends.transport.budget import Limits, SshBudget  # noqa: PLC0415  # see above
+    from beampipe_dagster.backends.transport.credentials import CredentialStore  # noqa: PLC0415  # see above
+    from beampipe_dagster.backends.transport.ssh import SshPool  # noqa: PLC0415  # see above
+    from beampipe_dagster.backends.transport.target import Options  # noqa: PLC0415  # see above
+
     clock, ids = clock or SystemClock(), ids or UuidIds()
     limits = Limits(
         max_connections=settings.ssh_max_connections,

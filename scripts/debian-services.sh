@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the tests use beside Python: PostgreSQL's programs, Chromium, Java and Slurm, and what unpack-debian.sh gets.
+# What the tests use beside Python: PostgreSQL's programs, Chromium, Java, sshd and Slurm, and what unpack-debian.sh gets.
 # Root on Debian gets what is missing installed; anybody else is told about it, and the tests that need it are skipped.
 set -euo pipefail
 
@@ -8,6 +8,8 @@ compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/
 command -v chromium >/dev/null || command -v chromium-browser >/dev/null || missing+=(chromium)
 # STILTS is a Java program.
 command -v java >/dev/null || missing+=(default-jre-headless)
+# A login node of the tests' own.
+[[ -x /usr/sbin/sshd ]] || missing+=(openssh-server)
 # A cluster of the tests' own: controller, nodes, commands, authentication, accounting and its database.
 for package in slurmctld slurmd slurmdbd munge; do
     program=${package/%munge/munged}
