@@ -6,7 +6,7 @@ from alembic import op
 from beampipe_dagster.ledger.types import UtcDateTime
 
 revision = "0011"
-down_revision = "0010"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 
